@@ -1,0 +1,17 @@
+"""filterdyn: probabilistic filtering and system identification in JAX."""
+
+from filterdyn import datasets
+from filterdyn.beliefs import Gaussian
+from filterdyn.dynamics import ODE, SDE, LinearSDE, LinearTransition, Transition
+from filterdyn.filters import (
+    ExtendedKalmanFilter,
+    FilterResult,
+    KalmanFilter,
+    filter,
+    log_likelihood,
+)
+from filterdyn.model import StateSpaceModel
+from filterdyn.moments import conditional_moments
+from filterdyn.observations import GaussianObservation, LinearObservation, Observation
+from filterdyn.series import Series, stack
+from filterdyn.status import Status

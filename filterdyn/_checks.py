@@ -1,0 +1,86 @@
+"""Eager checks of arguments, with messages that name the argument, what came and what was expected."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def float_array(owner: str, name: str, value: Any) -> jax.Array:
+    """`value` as a floating JAX array; integers and booleans are promoted, objects are refused."""
+    if isinstance(value, jax.Array):
+        dtype = value.dtype
+    else:
+        try:
+            value = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"{owner}: `{name}` is not a rectangular array: {error}") from None
+        dtype = value.dtype
+        if dtype == object or dtype.kind in "USMmV":
+            raise TypeError(
+                f"{owner}: `{name}` has dtype {dtype}; expected real numbers "
+                "(NaN, not None, marks a missing value)"
+            )
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"{owner}: `{name}` is complex; expected real numbers")
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.asarray(value)
+    return jnp.asarray(value, dtype=jnp.result_type(float))
+
+
+def check_finite(owner: str, name: str, value: jax.Array) -> None:
+    if not is_traced(value) and not np.all(np.isfinite(np.asarray(value))):
+        raise ValueError(f"{owner}: `{name}` has NaN or infinite entries; expected finite numbers")
+
+
+def check_shape(
+    owner: str, name: str, value: jax.Array, shape: tuple[int, ...], why: str = ""
+) -> None:
+    if tuple(value.shape) != tuple(shape):
+        because = f" ({why})" if why else ""
+        raise ValueError(
+            f"{owner}: `{name}` has shape {tuple(value.shape)}; expected {tuple(shape)}{because}"
+        )
+
+
+def check_covariance(owner: str, name: str, value: jax.Array) -> None:
+    """A concrete covariance must be finite, symmetric and positive semi-definite."""
+    if is_traced(value):
+        return
+    check_finite(owner, name, value)
+    matrix = np.asarray(value, dtype=np.float64)
+    eps = float(jnp.finfo(value.dtype).eps)
+    if matrix.ndim < 2:
+        if np.any(matrix < 0):
+            raise ValueError(
+                f"{owner}: `{name}` holds variances and has a negative entry ({matrix.min():.6g}); "
+                "expected numbers >= 0"
+            )
+        return
+    diagonal = np.diag(matrix)
+    if np.any(diagonal < 0):
+        raise ValueError(
+            f"{owner}: `{name}` has a negative variance on its diagonal ({diagonal.min():.6g})"
+        )
+    scale = np.sqrt(diagonal)
+    bound = np.outer(scale, scale)
+    gap = np.abs(matrix - matrix.T)
+    if np.any(gap > 100 * eps * np.maximum(bound, np.abs(matrix))):
+        i, j = np.unravel_index(int(np.argmax(gap)), gap.shape)
+        raise ValueError(
+            f"{owner}: `{name}` is not symmetric: entry [{i}, {j}] is {matrix[i, j]:.6g} but "
+            f"[{j}, {i}] is {matrix[j, i]:.6g}"
+        )
+    safe = np.where(scale > 0, scale, 1.0)
+    correlation = matrix / np.outer(safe, safe)
+    smallest = float(np.linalg.eigvalsh(0.5 * (correlation + correlation.T)).min())
+    if smallest < -100 * len(matrix) * eps:
+        raise ValueError(
+            f"{owner}: `{name}` is not positive semi-definite: its correlation matrix has "
+            f"eigenvalue {smallest:.3g}"
+        )

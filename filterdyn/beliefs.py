@@ -1,0 +1,66 @@
+"""What a filter carries from one instant to the next: a distribution of the state."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from filterdyn._checks import check_covariance, check_finite, check_shape, float_array
+from filterdyn.linalg import PSD
+
+
+class Gaussian(eqx.Module):
+    """A Gaussian distribution of the state, N(mean, cov).
+
+    `mean` is (dx,) and `cov` (dx, dx), positive semi-definite: a state known exactly has `cov` 0.
+    In results both have a leading axis T.
+
+    The covariance is kept as a factor S (any square matrix with cov = S S^T), which holds its value
+    to the precision of a square-root filter, beside the matrix itself, which holds its derivative.
+    """
+
+    mean: Float[Array, "*T dx"]
+    spread: PSD
+
+    def __init__(
+        self,
+        mean: Float[Array, "*T dx"],
+        cov: Float[Array, "*T dx dx"] | None = None,
+        *,
+        spread: PSD | None = None,
+    ):
+        """**Arguments:** `mean` (dx,) and `cov` (dx, dx), or `spread` in place of `cov`.
+
+        **Raises:** `ValueError` for shapes that disagree and for a `cov` that is not finite,
+        symmetric and positive semi-definite.
+        """
+        if spread is None:
+            mean = float_array("Gaussian", "mean", mean)
+            cov = float_array("Gaussian", "cov", cov)
+            if mean.ndim != 1:
+                raise ValueError(f"Gaussian: `mean` has shape {mean.shape}; expected (dx,)")
+            check_shape("Gaussian", "cov", cov, (*mean.shape, *mean.shape), "`mean` has dx entries")
+            check_finite("Gaussian", "mean", mean)
+            check_covariance("Gaussian", "cov", cov)
+            dtype = jnp.result_type(mean, cov)
+            mean, cov = mean.astype(dtype), cov.astype(dtype)
+            spread = PSD.from_matrix(cov)
+        self.mean = mean
+        self.spread = spread
+
+    @property
+    def cov(self) -> Float[Array, "*T dx dx"]:
+        """The covariance, (dx, dx)."""
+        return self.spread.matrix
+
+    @property
+    def factor(self) -> Float[Array, "*T dx dx"]:
+        """A factor S with cov = S S^T. It carries no derivative: differentiate `cov`."""
+        return self.spread.factor
+
+    def astype(self, dtype: jnp.dtype) -> "Gaussian":
+        return Gaussian(self.mean.astype(dtype), spread=self.spread.astype(dtype))
+
+    def to_distribution(self) -> dist.MultivariateNormal:
+        """The belief as a NumPyro distribution (its factor must be regular for `log_prob`)."""
+        return dist.MultivariateNormal(self.mean, scale_tril=self.spread.factor)

@@ -1,0 +1,18 @@
+"""How a state moves: discrete transitions, ordinary and stochastic differential equations."""
+
+from filterdyn.dynamics.base import AbstractDynamics, Interval, Plan
+from filterdyn.dynamics.discrete import Transition
+from filterdyn.dynamics.linear import LinearSDE, LinearTransition
+from filterdyn.dynamics.ode import ODE
+from filterdyn.dynamics.sde import SDE
+
+__all__ = [
+    "ODE",
+    "SDE",
+    "AbstractDynamics",
+    "Interval",
+    "LinearSDE",
+    "LinearTransition",
+    "Plan",
+    "Transition",
+]

@@ -1,0 +1,67 @@
+"""The protocol of dynamics: how a state moves from one row to the next."""
+
+import abc
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from filterdyn.beliefs import Gaussian
+from filterdyn.linearization import AbstractLinearization, Affine
+
+
+class Interval(NamedTuple):
+    """From one row to the next: `time` and `input` are those of the row that is left."""
+
+    time: Float[Array, ""]
+    gap: Float[Array, ""]
+    input: Float[Array, " du"] | None
+    #: What `plan` said about this row, and what `tabulate` made of the plan.
+    row: Int[Array, ""] | None = None
+    table: Any = None
+
+
+class Plan(eqx.Module):
+    """What dynamics find out about the gaps of a series before it is filtered, on the host."""
+
+    rows: Int[Array, " T"] | None = None
+    gaps: Float[Array, " U"] | None = None
+    #: Largest number of steps in any gap (0: the number is the same in every gap).
+    most: int = eqx.field(static=True, default=0)
+
+    def cast(self, dtype: jnp.dtype) -> "Plan":
+        return Plan(self.rows, None if self.gaps is None else self.gaps.astype(dtype), self.most)
+
+
+class AbstractDynamics(eqx.Module):
+    """How the state moves. A filter asks for moments, a simulator for samples."""
+
+    #: Is the next state a linear function of this one plus Gaussian noise?
+    is_linear: ClassVar[bool] = False
+    #: Does the gap between rows matter, or is every row one transition?
+    is_continuous: ClassVar[bool] = True
+
+    def plan(self, gaps: Any) -> Plan:
+        """Look at the gaps (T,), concrete NumPy or traced, before anything is compiled."""
+        return Plan()
+
+    def tabulate(self, plan: Plan) -> Any:
+        """Compute once what all rows share."""
+        return None
+
+    @abc.abstractmethod
+    def moments(
+        self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
+    ) -> tuple[Affine, Int[Array, ""]]:
+        """The affine stand-in for the move over `interval` around `belief`, and a status."""
+
+    @abc.abstractmethod
+    def sample(
+        self, key: Array, x: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, " dx"]:
+        """A draw of the state at the end of `interval`, given `x` at its beginning."""
+
+    @abc.abstractmethod
+    def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
+        """Raise if the model does not move a state like `x` (shapes only)."""

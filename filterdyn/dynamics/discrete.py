@@ -1,0 +1,65 @@
+"""Discrete time: one transition per row, given as a function that returns a distribution."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, Int
+
+from filterdyn._callables import Function, Held, hold_function
+from filterdyn.beliefs import Gaussian
+from filterdyn.dynamics.base import AbstractDynamics, Interval
+from filterdyn.linearization import AbstractLinearization, Affine
+from filterdyn.moments import conditional_moments
+from filterdyn.status import Status
+
+
+class Transition(AbstractDynamics):
+    """x' ~ fn(t, x, u), any NumPyro distribution of event shape (dx,).
+
+    One transition is made per row, whatever the gap; a repeated time makes none. `t` and `u` are those
+    of the row that is left. A Gaussian filter uses the conditional mean and covariance: exactly what
+    it needs if `fn` returns a Gaussian.
+    """
+
+    fn: Held
+
+    is_continuous: ClassVar[bool] = False
+
+    def __init__(self, fn: Function):
+        """**Arguments:** `fn(t, x, u) -> Distribution` of the state at the next row."""
+        self.fn = hold_function("Transition", "fn", fn)
+
+    def distribution(self, t: Any, x: Float[Array, " dx"], u: Any) -> dist.Distribution:
+        """The distribution of the next state."""
+        d = self.fn(t, x, u)
+        if not isinstance(d, dist.Distribution):
+            raise TypeError(
+                f"Transition: `fn(t, x, u)` returned {type(d).__name__}; expected a NumPyro "
+                "distribution of the next state"
+            )
+        if d.batch_shape != () or d.event_shape != x.shape:
+            raise ValueError(
+                f"Transition: `fn(t, x, u)` returned {type(d).__name__} with batch shape "
+                f"{d.batch_shape} and event shape {d.event_shape}; expected batch shape () and event "
+                f"shape {x.shape}, as `.to_event(1)` gives"
+            )
+        return d
+
+    def moments(
+        self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
+    ) -> tuple[Affine, Int[Array, ""]]:
+        t, u = interval.time, interval.input
+        value, slope = rule(lambda x: conditional_moments(self.distribution(t, x, u)).mean, belief)
+        noise = conditional_moments(self.distribution(t, belief.mean, u)).cov
+        return Affine(value, slope, noise), jnp.int32(Status.OK)
+
+    def sample(
+        self, key: Array, x: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, " dx"]:
+        drawn = self.distribution(interval.time, x, interval.input).sample(key)
+        return jnp.where(interval.gap > 0, drawn, x)
+
+    def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
+        jax.eval_shape(lambda x: self.distribution(t, x, u), x)

@@ -1,0 +1,183 @@
+"""Linear dynamics: discrete transitions, and stochastic differential equations solved exactly."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from filterdyn._callables import Held
+from filterdyn._checks import check_covariance, check_shape, is_traced
+from filterdyn.beliefs import Gaussian
+from filterdyn.dynamics.base import AbstractDynamics, Interval, Plan
+from filterdyn.dynamics.diffusion import as_matrix
+from filterdyn.linalg import PSD, discretize, mv
+from filterdyn.linearization import AbstractLinearization, Affine
+from filterdyn.observations import affine_offset, matrix
+from filterdyn.status import Status
+
+#: Up to this many distinct gaps are discretised once per call, more inside the loop over rows.
+_DISTINCT_GAPS = 32
+
+
+def _at(value: Any, t: Any) -> Any:
+    return jnp.asarray(value(t)) if isinstance(value, Held) else value
+
+
+class LinearTransition(AbstractDynamics):
+    """x' = F x + B u + b + N(0, Q), one transition per row.
+
+    `t` and `u` are those of the row that is left; a repeated time makes no transition.
+    """
+
+    F: Held | Array
+    Q: Held | Array
+    B: Held | Array | None
+    b: Held | Array | None
+
+    is_linear: ClassVar[bool] = True
+    is_continuous: ClassVar[bool] = False
+
+    def __init__(self, F: Any, Q: Any, B: Any = None, b: Any = None):
+        """**Arguments:** `F` (dx, dx), `Q` (dx, dx) positive semi-definite, `B` (dx, du), `b` (dx,);
+        each an array or a function of `t` that returns one.
+
+        **Raises:** `ValueError` for shapes that disagree and for a `Q` that is not a covariance.
+        """
+        owner = "LinearTransition"
+        self.F = matrix(owner, "F", F, 2)
+        self.Q = matrix(owner, "Q", Q, 2)
+        self.B = matrix(owner, "B", B, 2)
+        self.b = matrix(owner, "b", b, 1)
+        if not isinstance(self.Q, Held):
+            check_shape(owner, "Q", self.Q, (self.Q.shape[0],) * 2, "a covariance is square")
+            check_covariance(owner, "Q", self.Q)
+        if not isinstance(self.F, Held):
+            dx = self.F.shape[0]
+            check_shape(owner, "F", self.F, (dx, dx), "a transition is square")
+            if not isinstance(self.Q, Held):
+                check_shape(owner, "Q", self.Q, (dx, dx), "as `F`")
+            _check_rows(owner, dx, B=self.B, b=self.b)
+
+    def _parts(self, t: Any, u: Any) -> tuple[Array, Array, Array]:
+        f = _at(self.F, t)
+        q = _at(self.Q, t)
+        return f, q, affine_offset("LinearTransition", f, _at(self.B, t), _at(self.b, t), u, "B")
+
+    def tabulate(self, plan: Plan) -> PSD | None:
+        return None if isinstance(self.Q, Held) else PSD.from_matrix(self.Q)
+
+    def moments(
+        self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
+    ) -> tuple[Affine, Int[Array, ""]]:
+        f, q, offset = self._parts(interval.time, interval.input)
+        value = mv(f, belief.mean) + offset
+        noise = PSD.from_matrix(q) if interval.table is None else interval.table
+        return Affine(value, f, noise), jnp.int32(Status.OK)
+
+    def sample(
+        self, key: Array, x: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, " dx"]:
+        f, q, offset = self._parts(interval.time, interval.input)
+        noise = PSD.from_matrix(q).factor @ jr.normal(key, x.shape, x.dtype)
+        return jnp.where(interval.gap > 0, mv(f, x) + offset + noise, x)
+
+    def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
+        f, q, offset = jax.eval_shape(lambda: self._parts(t, u))
+        dx = x.shape[0]
+        check_shape(owner, "F", f, (dx, dx), "`initial` has that many states")
+        check_shape(owner, "Q", q, (dx, dx), "`initial` has that many states")
+        check_shape(owner, "b", offset, (dx,), "`initial` has that many states")
+
+
+class LinearSDE(AbstractDynamics):
+    """dx = (A x + B u + b) dt + L dW, discretised exactly over any gap.
+
+    The input is held over the gap. No solver and no step size: stiff, unstable and singular A and L,
+    and gaps of any length (0 among them), are exact to rounding.
+    """
+
+    A: Array
+    L: Array
+    B: Array | None
+    b: Array | None
+
+    is_linear: ClassVar[bool] = True
+
+    def __init__(self, A: Any, L: Any, B: Any = None, b: Any = None):
+        """**Arguments:**
+
+        - `A` (dx, dx), in 1 / time;
+        - `L`, the diffusion: (dx, dw), (dx,) for a diagonal or () for a multiple of the identity, in
+          state units / sqrt(time);
+        - `B` (dx, du) and `b` (dx,), in state units / time.
+
+        **Raises:** `ValueError` for shapes that disagree, `TypeError` for functions (a field that
+        depends on time or state belongs in `SDE`).
+        """
+        owner = "LinearSDE"
+        for name, value in dict(A=A, L=L, B=B, b=b).items():
+            if callable(value):
+                raise TypeError(f"{owner}: `{name}` is a function; expected an array (use fd.SDE)")
+        self.A = matrix(owner, "A", A, 2)
+        dx = self.A.shape[0]
+        check_shape(owner, "A", self.A, (dx, dx), "a rate matrix is square")
+        self.L = as_matrix(owner, "L", L, dx)
+        self.B = matrix(owner, "B", B, 2)
+        self.b = matrix(owner, "b", b, 1)
+        _check_rows(owner, dx, B=self.B, b=self.b)
+
+    def plan(self, gaps: Any) -> Plan:
+        if is_traced(gaps):
+            return Plan()
+        distinct, rows = np.unique(np.asarray(gaps), return_inverse=True)
+        if len(distinct) > _DISTINCT_GAPS:
+            return Plan()
+        size = 1 << (len(distinct) - 1).bit_length()
+        padded = np.concatenate([distinct, np.zeros(size - len(distinct))])
+        return Plan(jnp.asarray(rows.reshape(-1), jnp.int32), jnp.asarray(padded))
+
+    def tabulate(self, plan: Plan) -> Any:
+        if plan.gaps is None:
+            return None
+        dtype = jnp.result_type(self.A, self.L)
+        return jax.lax.map(lambda gap: self._discretized(gap), plan.gaps.astype(dtype))
+
+    def _discretized(self, gap: Any) -> Any:
+        dtype = jnp.result_type(self.A, self.L, gap)
+        return discretize(self.A.astype(dtype), self.L.astype(dtype), gap.astype(dtype))
+
+    def _move(self, x: Array, interval: Interval) -> tuple[Affine, Any]:
+        if interval.table is None:
+            exact = self._discretized(interval.gap)
+        else:
+            exact = jax.tree.map(lambda leaf: leaf[interval.row], interval.table)
+        offset = affine_offset("LinearSDE", self.A, self.B, self.b, interval.input, "B")
+        value = mv(exact.transition, x) + mv(exact.held, offset)
+        return Affine(value, exact.transition, exact.noise), exact
+
+    def moments(
+        self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
+    ) -> tuple[Affine, Int[Array, ""]]:
+        return self._move(belief.mean, interval)[0], jnp.int32(Status.OK)
+
+    def sample(
+        self, key: Array, x: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, " dx"]:
+        move, _ = self._move(x, interval)
+        return move.value + move.noise.factor @ jr.normal(key, x.shape, x.dtype)
+
+    def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
+        dx = x.shape[0]
+        check_shape(owner, "A", self.A, (dx, dx), "`initial` has that many states")
+        jax.eval_shape(lambda: affine_offset("LinearSDE", self.A, self.B, self.b, u, "B"))
+
+
+def _check_rows(owner: str, dx: int, **arrays: Any) -> None:
+    for name, value in arrays.items():
+        if value is not None and not isinstance(value, Held) and value.shape[0] != dx:
+            raise ValueError(
+                f"{owner}: `{name}` has shape {value.shape}; its first axis must be dx = {dx}"
+            )

@@ -1,0 +1,203 @@
+"""Stochastic differential equations in the sense of Ito."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from filterdyn._callables import Function, Held, hold_function
+from filterdyn._checks import check_finite, float_array
+from filterdyn.beliefs import Gaussian
+from filterdyn.dynamics.adaptive import solve_flow
+from filterdyn.dynamics.base import AbstractDynamics, Interval, Plan
+from filterdyn.dynamics.diffusion import as_matrix
+from filterdyn.dynamics.ode import check_field
+from filterdyn.dynamics.stepping import (
+    check_stepping,
+    loop,
+    plan_steps,
+    simpson_weight,
+    solver_step,
+    steps_in,
+)
+from filterdyn.linalg import PSD, mm, triangularize, with_derivative_of
+from filterdyn.linearization import AbstractLinearization, Affine
+from filterdyn.status import Status
+
+
+class SDE(AbstractDynamics):
+    """dx = drift(t, x, u) dt + diffusion(t, x, u) dW (Ito), with the input held over each gap.
+
+    A Gaussian filter gets the first-order moments: the mean follows the drift, the covariance its
+    linearisation. Per solver step the Jacobian of the flow is taken and the process noise is added in
+    factored form by a quadrature with positive weights (Simpson's), so the covariance is positive
+    semi-definite whatever the step, and may be singular (a `Delta` start, noise in some states only).
+    """
+
+    drift: Held
+    diffusion: Held | Array
+    solver: Held
+    path_solver: Held
+    stepsize_controller: Held | None
+    adjoint: Held | None
+    substeps: int = eqx.field(static=True)
+    dt: float | None = eqx.field(static=True)
+    max_substeps: int | None = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        drift: Function,
+        diffusion: Any,
+        *,
+        solver: Any = None,
+        substeps: int = 10,
+        dt: float | None = None,
+        max_substeps: int | None = None,
+        stepsize_controller: Any = None,
+        max_steps: int = 4096,
+        adjoint: Any = None,
+        path_solver: Any = None,
+    ):
+        """**Arguments:**
+
+        - `drift(t, x, u) -> (dx,)`, in state units / time;
+        - `diffusion`: a scalar, (dx,) for a diagonal, (dx, dw), or a function `(t, x, u)` of one of
+          these, in state units / sqrt(time);
+        - `solver`: the Diffrax ODE solver of the moment equations (default `diffrax.Tsit5()`);
+        - `substeps`, `dt`, `max_substeps`, `stepsize_controller`, `max_steps`, `adjoint`: as for
+          `ODE`; an adaptive controller steps the moment equations;
+        - `path_solver`: the Diffrax SDE solver of simulated paths, which take `substeps` (or `dt`) too.
+          Default: `diffrax.SRA1()` where the diffusion is an array, `diffrax.Euler()` where it is a
+          function. A Stratonovich solver is refused.
+        """
+        owner = "SDE"
+        self.drift = hold_function(owner, "drift", drift)
+        if callable(diffusion):
+            self.diffusion = hold_function(owner, "diffusion", diffusion)
+        else:
+            self.diffusion = _constant(owner, diffusion)
+        self.solver = Held(diffrax.Tsit5() if solver is None else solver)
+        if path_solver is None:
+            additive = not isinstance(self.diffusion, Held)
+            path_solver = diffrax.SRA1() if additive else diffrax.Euler()
+        if isinstance(path_solver, diffrax.AbstractStratonovichSolver) and not isinstance(
+            path_solver, diffrax.AbstractItoSolver
+        ):
+            raise ValueError(
+                f"SDE: `path_solver` is {type(path_solver).__name__}, which converges to the "
+                "Stratonovich solution; the equation is Ito's (use Euler, ItoMilstein or SRA1)"
+            )
+        self.path_solver = Held(path_solver)
+        self.substeps, self.dt, self.max_substeps = check_stepping(
+            owner, substeps, dt, max_substeps
+        )
+        if dt is not None and stepsize_controller is not None:
+            raise ValueError("SDE: `dt` and `stepsize_controller` exclude each other; give one")
+        self.stepsize_controller = None if stepsize_controller is None else Held(stepsize_controller)
+        self.adjoint = None if adjoint is None else Held(adjoint)
+        self.max_steps = int(max_steps)
+
+    def plan(self, gaps: Any) -> Plan:
+        return plan_steps("SDE", gaps, self.dt, self.max_substeps)
+
+    def tabulate(self, plan: Plan) -> Any:
+        return plan.most
+
+    def _drift(self, t: Any, x: Array, u: Any) -> Array:
+        return jnp.asarray(self.drift(t, x, u), x.dtype)
+
+    def _noise(self, t: Any, x: Array, u: Any) -> Float[Array, "dx dw"]:
+        value = self.diffusion(t, x, u) if isinstance(self.diffusion, Held) else self.diffusion
+        return as_matrix("SDE", "diffusion", value, x.shape[0]).astype(x.dtype)
+
+    def moments(
+        self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
+    ) -> tuple[Affine, Int[Array, ""]]:
+        x, t, u = belief.mean, interval.time, interval.input
+        n, dtype = x.shape[0], x.dtype
+        if self.stepsize_controller is not None:
+            mean, flow, status, q = solve_flow(
+                lambda s, x: self._drift(t + s, x, u),
+                lambda s, x: self._noise(t + s, x, u),
+                x,
+                interval.gap,
+                solver=self.solver.value,
+                controller=self.stepsize_controller.value,
+                max_steps=self.max_steps,
+                adjoint=None if self.adjoint is None else self.adjoint.value,
+            )
+            return Affine(mean, flow, PSD.from_matrix(q)), status
+        steps = steps_in(interval, self.substeps, interval.table or 0)
+        solver = self.solver.value
+        terms = diffrax.ODETerm(lambda s, x, u: self._drift(t + s, x, u))
+
+        def weighted(i: Any, length: Array, x: Array) -> tuple[Array, Array]:
+            """Columns of process noise at node i, and the covariance they add."""
+            weight = length * simpson_weight(i, steps.count, dtype)
+            noise = self._noise(t + i * steps.length, x, u)
+            return jnp.sqrt(jax.lax.stop_gradient(weight)) * noise, weight * mm(noise, noise.T)
+
+        def body(carry: Any, i: Any, length: Any) -> Any:
+            x, flow, noise, ok = carry
+
+            def step(x: Array) -> tuple[Array, tuple[Array, Array]]:
+                z, fine = solver_step(terms, solver, i * steps.length, length, x, u)
+                return z, (z, fine)
+
+            slope, (x, fine) = jax.jacfwd(step, has_aux=True)(x)
+            columns, added = weighted(i + 1, length, x)
+            wide = jnp.concatenate([mm(slope, noise.factor), columns], axis=1)
+            factor = triangularize(jax.lax.stop_gradient(wide))
+            smooth = mm(mm(slope, noise.matrix), slope.T) + added
+            noise = PSD(factor, with_derivative_of(mm(factor, factor.T), smooth))
+            return x, mm(slope, flow), noise, ok & fine
+
+        columns, added = weighted(jnp.int32(0), steps.length, x)
+        factor = triangularize(jax.lax.stop_gradient(columns))
+        start = PSD(factor, with_derivative_of(mm(factor, factor.T), added))
+        carry = (x, jnp.eye(n, dtype=dtype), start, jnp.array(True))
+        mean, flow, noise, ok = loop(steps, body, carry)
+        status = jnp.where(ok, steps.status, Status.SOLVER_OUT_OF_STEPS).astype(jnp.int32)
+        return Affine(mean, flow, noise), status
+
+    def sample(
+        self, key: Array, x: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, " dx"]:
+        t, solver = interval.time, self.path_solver.value
+        width = jax.eval_shape(lambda: self._noise(t, x, interval.input)).shape[1]
+        steps = steps_in(interval, self.substeps, interval.table or 0)
+        shape = jax.ShapeDtypeStruct((width,), x.dtype)
+        path = diffrax.UnsafeBrownianPath(shape, key, levy_area=solver.minimal_levy_area)
+        if isinstance(self.diffusion, Held):
+            noise = lambda s, x, u: self._noise(t + s, x, u)
+        else:
+            noise = lambda s, x, u: self._noise(t, jnp.zeros_like(x), u)
+        terms = diffrax.MultiTerm(
+            diffrax.ODETerm(lambda s, x, u: self._drift(t + s, x, u)),
+            diffrax.ControlTerm(noise, path),
+        )
+        u = interval.input
+        step = lambda x, i, length: solver_step(terms, solver, i * steps.length, length, x, u)[0]
+        # Gap 0: a positive stand-in, because a Brownian increment needs an interval.
+        safe = steps._replace(length=jnp.where(interval.gap > 0, steps.length, 1.0))
+        moved = loop(safe, step, x)
+        moved = jnp.where(steps.status == Status.OK, moved, jnp.nan)
+        return jnp.where(interval.gap > 0, moved, x)
+
+    def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
+        check_field(owner, "drift", self.drift, t, x, u)
+        jax.eval_shape(lambda t, x, u: self._noise(t, x, u), t, x, u)
+
+
+def _constant(owner: str, diffusion: Any) -> Array:
+    array = float_array(owner, "diffusion", diffusion)
+    check_finite(owner, "diffusion", array)
+    if array.ndim > 2:
+        raise ValueError(
+            f"{owner}: `diffusion` has shape {array.shape}; expected (), (dx,) or (dx, dw)"
+        )
+    return array

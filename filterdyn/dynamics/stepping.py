@@ -1,0 +1,115 @@
+"""How many solver steps a gap gets, and one such step with its Jacobian."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from filterdyn._checks import is_traced
+from filterdyn.dynamics.base import Interval, Plan
+from filterdyn.status import Status
+
+
+class Steps(NamedTuple):
+    """`count` steps of length `length` make up a gap; the loop over them runs `most` times."""
+
+    count: Int[Array, ""]
+    length: Float[Array, ""]
+    most: int
+    #: Is the count the same in every gap?
+    fixed: bool
+    status: Int[Array, ""]
+
+
+def check_stepping(
+    owner: str, substeps: Any, dt: Any, max_substeps: Any
+) -> tuple[int, float | None, int | None]:
+    """**Raises:** `ValueError` unless `substeps` >= 1, and `dt` > 0 where it is given."""
+    if dt is not None:
+        if not np.isfinite(dt) or dt <= 0:
+            raise ValueError(f"{owner}: `dt` is {dt}; expected a positive step length")
+        dt = float(dt)
+    for name, value in (("substeps", substeps), ("max_substeps", max_substeps)):
+        if value is not None and (int(value) != value or value < 1):
+            raise ValueError(f"{owner}: `{name}` is {value}; expected an integer >= 1")
+    return int(substeps), dt, None if max_substeps is None else int(max_substeps)
+
+
+def plan_steps(owner: str, gaps: Any, dt: float | None, max_substeps: int | None) -> Plan:
+    """The number of steps in every gap when the largest step is `dt`."""
+    if dt is None:
+        return Plan()
+    if is_traced(gaps):
+        if max_substeps is None:
+            raise ValueError(
+                f"{owner}: `dt` with times that are not known beforehand (traced, or arriving online) "
+                "needs `max_substeps`, the largest number of steps in one gap"
+            )
+        counts = jnp.ceil(gaps / dt * (1 - 1e-6)).astype(jnp.int32)
+        return Plan(rows=counts, most=max_substeps)
+    counts = np.ceil(np.asarray(gaps) / dt * (1 - 1e-12)).astype(np.int64)
+    largest = max(int(counts.max()), 1)
+    most = 1 << (largest - 1).bit_length() if max_substeps is None else max_substeps
+    return Plan(rows=jnp.asarray(np.minimum(counts, most + 1), jnp.int32), most=most)
+
+
+def steps_in(interval: Interval, substeps: int, most: int) -> Steps:
+    """The steps of one gap. `most` 0 means `substeps` of them in every gap."""
+    if most == 0:
+        count = jnp.int32(substeps)
+        return Steps(count, interval.gap / substeps, substeps, True, jnp.int32(Status.OK))
+    assert interval.row is not None
+    count = jnp.clip(interval.row, 1, most)
+    status = jnp.where(interval.row > most, Status.SOLVER_OUT_OF_STEPS, Status.OK)
+    length = interval.gap / count.astype(interval.gap.dtype)
+    return Steps(count, length, most, False, status.astype(jnp.int32))
+
+
+def solver_step(
+    terms: Any, solver: Any, start: Array, length: Array, x: Array, u: Any
+) -> tuple[Float[Array, " dx"], Bool[Array, ""]]:
+    """One step of a Diffrax solver from `start`, and whether it succeeded."""
+    end = start + length
+    state = solver.init(terms, start, end, x, u)
+    x, _, _, _, result = solver.step(terms, start, end, x, u, state, made_jump=False)
+    return x.astype(length.dtype), result == diffrax.RESULTS.successful
+
+
+def loop(steps: Steps, body: Callable[[Any, Any, Any], Any], carry: Any) -> Any:
+    """`carry = body(carry, i, length)` for the steps of one gap.
+
+    Where the count varies, surplus rounds of the loop are skipped; under `vmap`, where nothing can be
+    skipped, they have length 0.
+    """
+
+    def fixed(carry: Any, i: Any) -> tuple[Any, None]:
+        return body(carry, i, steps.length), None
+
+    def counted(carry: Any, i: Any) -> tuple[Any, None]:
+        length = jnp.where(i < steps.count, steps.length, 0.0)
+        return jax.lax.cond(i < steps.count, body, lambda c, *_: c, carry, i, length), None
+
+    return jax.lax.scan(fixed if steps.fixed else counted, carry, jnp.arange(steps.most))[0]
+
+
+def simpson_weight(
+    i: Int[Array, ""], count: Int[Array, ""], dtype: jnp.dtype
+) -> Float[Array, ""]:
+    """Weight of node i of 0 .. count, times the step length: a positive rule of fourth order.
+
+    Simpson's rule for an even number of steps; for an odd one its 3/8 rule takes the first three
+    (a single step is the trapezoidal rule).
+    """
+    odd = count % 2 == 1
+    interior = jnp.where((i - 3 * odd) % 2 == 1, 4.0, 2.0) / 3
+    simpson_end = 1.0 / 3
+    weight = jnp.where((i == 0) | (i == count), simpson_end, interior)
+    eighths = jnp.select([i == 0, i < 3], [3.0 / 8, 9.0 / 8], 3.0 / 8 + simpson_end)
+    eighths = jnp.where((i == 3) & (count == 3), 3.0 / 8, eighths)
+    weight = jnp.where(odd & (i <= 3), eighths, weight)
+    weight = jnp.where(count == 1, 0.5, weight)
+    return weight.astype(dtype)

@@ -1,0 +1,16 @@
+"""Filters move a belief; the verbs apply them to a series."""
+
+from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters.extended import ExtendedKalmanFilter
+from filterdyn.filters.kalman import KalmanFilter
+from filterdyn.filters.results import FilterResult
+from filterdyn.filters.verbs import filter, log_likelihood
+
+__all__ = [
+    "AbstractFilter",
+    "ExtendedKalmanFilter",
+    "FilterResult",
+    "KalmanFilter",
+    "filter",
+    "log_likelihood",
+]

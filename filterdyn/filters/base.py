@@ -1,0 +1,50 @@
+"""The protocol of a filter: init, predict, update."""
+
+import abc
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from filterdyn.beliefs import Gaussian
+from filterdyn.dynamics import Interval
+from filterdyn.linearization import Affine
+from filterdyn.model import StateSpaceModel
+
+
+class Prediction(NamedTuple):
+    belief: Gaussian
+    #: The affine move that led there: what smoothing and backward sampling reverse.
+    move: Affine
+    status: Int[Array, ""]
+
+
+class Update(NamedTuple):
+    belief: Gaussian
+    innovation: Float[Array, " dy"]
+    innovation_cov: Float[Array, "dy dy"]
+    log_likelihood: Float[Array, ""]
+    status: Int[Array, ""]
+
+
+class AbstractFilter(eqx.Module):
+    """How a belief moves with the dynamics and changes with a measurement."""
+
+    @abc.abstractmethod
+    def check(self, model: StateSpaceModel) -> None:
+        """**Raises:** `TypeError` for a model that this filter cannot treat, naming one that can."""
+
+    @abc.abstractmethod
+    def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
+        """The belief before any measurement."""
+
+    @abc.abstractmethod
+    def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
+        """The belief at the end of an interval of positive length."""
+
+    @abc.abstractmethod
+    def update(
+        self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
+    ) -> Update:
+        """The belief after a measurement, in which NaN marks a missing entry."""

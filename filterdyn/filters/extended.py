@@ -1,0 +1,51 @@
+"""The extended Kalman filter: linearisation by first-order Taylor expansion."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from filterdyn.beliefs import Gaussian
+from filterdyn.dynamics import Interval
+from filterdyn.filters import gaussian
+from filterdyn.filters.base import AbstractFilter, Prediction, Update
+from filterdyn.linearization import Taylor
+from filterdyn.model import StateSpaceModel
+
+
+class ExtendedKalmanFilter(AbstractFilter):
+    """The extended Kalman filter (Jazwinski 1970), in square-root form, for any dynamics and
+    observation.
+
+    Exact on linear Gaussian models. An observation that is not Gaussian enters by its conditional
+    mean and covariance.
+    """
+
+    iterations: int = eqx.field(static=True)
+
+    def __init__(self, iterations: int = 1):
+        """**Arguments:** `iterations`: how often the observation is linearised; 1 is the extended
+        Kalman filter, more is the iterated one (Gauss-Newton steps towards the posterior mode).
+
+        **Raises:** `ValueError` unless it is an integer >= 1.
+        """
+        if not isinstance(iterations, int) or iterations < 1:
+            raise ValueError(
+                f"ExtendedKalmanFilter: `iterations` is {iterations!r}; expected an integer >= 1"
+            )
+        self.iterations = iterations
+
+    def check(self, model: StateSpaceModel) -> None:
+        """Every model is accepted."""
+
+    def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
+        return model.start(dtype)
+
+    def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
+        return gaussian.predict(model, belief, interval, Taylor())
+
+    def update(
+        self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
+    ) -> Update:
+        return gaussian.update(model, belief, t, u, y, Taylor(), self.iterations)

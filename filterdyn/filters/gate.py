@@ -1,0 +1,41 @@
+"""A failed step lets no derivative through: it stays in its own series."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def gated(step: Callable[..., Any], ok: Callable[[Any], Any], *example: Any) -> Callable[..., Any]:
+    """`step(*args)` whose derivatives, where `ok(output)` is False, are zero instead of NaN.
+
+    A `where` around the output is not enough: below it a user's sqrt(a - x) has derivative NaN, and
+    0 * NaN reaches the parameter `a`, which under `vmap` other series share. Here the tangents are
+    masked on both sides of the linearised step. The mask on the inputs is, transposed, a mask on the
+    cotangents that leave the step, those of everything `step` closes over included: closed-over
+    arrays are made explicit arguments first.
+    """
+    closed, captured = jax.closure_convert(step, *example)
+
+    def explicit(args: Any, captured: Any) -> Any:
+        return closed(*args, *captured)
+
+    @jax.custom_jvp
+    def run(args: Any, captured: Any) -> Any:
+        return explicit(args, captured)
+
+    @run.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        output, derivative = jax.linearize(explicit, *primals)
+        fine = ok(output)
+        return output, _mask(derivative(*_mask(tangents, fine)), fine)
+
+    return lambda *args: run(args, captured)
+
+
+def _mask(tangents: Any, fine: Any) -> Any:
+    return jax.tree.map(
+        lambda t: t if t.dtype == jax.dtypes.float0 else jnp.where(fine, t, jnp.zeros_like(t)),
+        tangents,
+    )

@@ -1,0 +1,80 @@
+"""Prediction and update of a Gaussian belief, in square-root form: shared by all Gaussian filters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from filterdyn.beliefs import Gaussian
+from filterdyn.dynamics import Interval
+from filterdyn.filters.base import Prediction, Update
+from filterdyn.linalg import condition, congruence, mm, mv
+from filterdyn.linearization import AbstractLinearization
+from filterdyn.model import StateSpaceModel
+from filterdyn.observations import LinearizedObservation
+from filterdyn.status import Status
+
+
+def cast(tree: Any, dtype: jnp.dtype) -> Any:
+    """Every floating leaf in the filter's own precision, whatever user code returned."""
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+def predict(
+    model: StateSpaceModel, belief: Gaussian, interval: Interval, rule: AbstractLinearization
+) -> Prediction:
+    """x' = f(m) + slope (x - m) + noise, with the moments that the dynamics give under `rule`."""
+    move, status = model.dynamics.moments(rule, belief, interval)
+    move = cast(move, belief.mean.dtype)
+    spread = congruence(move.slope, belief.spread, move.noise)
+    return Prediction(Gaussian(move.value, spread=spread), move, status)
+
+
+def update(
+    model: StateSpaceModel,
+    belief: Gaussian,
+    t: Any,
+    u: Any,
+    y: Float[Array, " dy"],
+    rule: AbstractLinearization,
+    iterations: int = 1,
+) -> Update:
+    """Condition on a measurement; with `iterations` > 1 the observation is linearised again at the
+    posterior mean (Gauss-Newton; Bell, Cathey 1993). Each round starts from the prior, so the
+    measurement counts once."""
+    prior, dtype = belief, belief.mean.dtype
+
+    def linearized(at: Gaussian) -> LinearizedObservation:
+        return cast(model.observation.linearize(rule, at, t, u, y), dtype)
+
+    def conditioned(lin: LinearizedObservation, at: Float[Array, " dx"]) -> Any:
+        residual = lin.z - lin.value - mv(lin.slope, prior.mean - at)
+        return condition(prior.spread, lin.slope, residual, lin.noise, lin.observed)
+
+    first = lin = linearized(prior)
+    at = prior.mean
+    found = conditioned(lin, at)
+    for _ in range(iterations - 1):
+        at = prior.mean + found.shift
+        lin = linearized(Gaussian(at, spread=prior.spread))
+        found = conditioned(lin, at)
+
+    noise = first.noise * jnp.eye(len(y), dtype=dtype) if first.noise.ndim == 1 else first.noise
+    innovation_cov = mm(mm(first.slope, prior.cov), first.slope.T) + noise
+    log_likelihood, singular = found.log_likelihood, found.singular
+    if lin.exact_log_prob is not None:
+        known = (prior.factor == 0).all()
+        log_likelihood = jnp.where(known, lin.exact_log_prob, log_likelihood)
+        singular = singular & ~known
+    status = jnp.where(singular, Status.SINGULAR_INNOVATION, Status.OK)
+    status = jnp.where(lin.status != Status.OK, lin.status, status).astype(jnp.int32)
+    return Update(
+        Gaussian(prior.mean + found.shift, spread=found.cov),
+        jnp.where(first.observed, first.z - first.value, jnp.nan),
+        innovation_cov,
+        log_likelihood + lin.log_jacobian,
+        status,
+    )

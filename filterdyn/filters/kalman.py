@@ -1,0 +1,52 @@
+"""The Kalman filter: exact for linear Gaussian models."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from filterdyn.beliefs import Gaussian
+from filterdyn.dynamics import Interval
+from filterdyn.filters import gaussian
+from filterdyn.filters.base import AbstractFilter, Prediction, Update
+from filterdyn.linearization import Taylor
+from filterdyn.model import StateSpaceModel
+from filterdyn.moments import conditional_moments
+
+
+class KalmanFilter(AbstractFilter):
+    """The exact filter of a linear Gaussian model (Kalman 1960), in square-root form.
+
+    Accepts `LinearTransition` or `LinearSDE` dynamics, `LinearObservation`, and a Gaussian or `Delta`
+    `initial`; refuses everything else with the name of a filter that takes it.
+    """
+
+    def check(self, model: StateSpaceModel) -> None:
+        instead = "use fd.ExtendedKalmanFilter()"
+        if not model.dynamics.is_linear:
+            raise TypeError(
+                f"KalmanFilter: `dynamics` is {type(model.dynamics).__name__}, which may be nonlinear; "
+                f"KalmanFilter is exact and takes LinearTransition or LinearSDE ({instead})"
+            )
+        if not model.observation.is_linear:
+            raise TypeError(
+                f"KalmanFilter: `observation` is {type(model.observation).__name__}, which may be "
+                f"nonlinear; KalmanFilter is exact and takes LinearObservation ({instead})"
+            )
+        if not conditional_moments(model.initial).exact:
+            raise TypeError(
+                f"KalmanFilter: `initial` is {type(model.initial).__name__}; KalmanFilter is exact and "
+                f"takes a Gaussian or Delta start ({instead}, which matches its moments)"
+            )
+
+    def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
+        return model.start(dtype)
+
+    def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
+        return gaussian.predict(model, belief, interval, Taylor())
+
+    def update(
+        self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
+    ) -> Update:
+        return gaussian.update(model, belief, t, u, y, Taylor())
+

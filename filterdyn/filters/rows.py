@@ -1,0 +1,137 @@
+"""A series as the rows of a scan: gaps formed on the host, inputs shifted, clocks checked."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from filterdyn._checks import is_traced
+from filterdyn.dynamics import AbstractDynamics, Plan
+from filterdyn.model import StateSpaceModel
+from filterdyn.series import Series
+from filterdyn.status import Status
+
+_warned_irregular = False
+
+
+class Row(NamedTuple):
+    """One row (or, with a leading axis T, all of them). `time_from` and `input_from` are those of the
+    row before, `gap` is the time since; `status` says what is wrong with the clock."""
+
+    time_from: Float[Array, ""]
+    gap: Float[Array, ""]
+    input_from: Float[Array, " du"] | None
+    time: Float[Array, ""]
+    input: Float[Array, " du"] | None
+    observation: Float[Array, " dy"]
+    status: Int[Array, ""]
+    plan: Int[Array, ""] | None
+
+
+def rows_of(
+    owner: str, model: StateSpaceModel, series: Series, t0: Any, u0: Any, dtype: jnp.dtype
+) -> tuple[Row, Plan]:
+    """**Raises:** `ValueError` for a `t0` after the first row, or a missing `u0`."""
+    if series.times.ndim != 1:
+        raise ValueError(
+            f"{owner}: `series` is a batch of shape {series.times.shape[:-1]}; map over it with "
+            "jax.vmap(lambda s: ...)(series)"
+        )
+    times, gaps = series.times, series.gaps
+    if t0 is None:
+        first = times[:1]
+    else:
+        first, gaps = _start(owner, t0, times, gaps)
+    xp = jnp if is_traced((times, first)) else np
+    time_from = xp.concatenate([first, times[:-1]])
+    status = _clock_status(times, gaps, series.coarse_clock)
+    _warn_if_irregular(model.dynamics, gaps[1:])
+    inputs = None if series.inputs is None else series.inputs.astype(dtype)
+    input_from = None
+    if inputs is not None:
+        before = _first_input(owner, model.dynamics, inputs, t0, u0, dtype)
+        input_from = jnp.concatenate([before[None], inputs[:-1]])
+    plan = model.dynamics.plan(gaps)
+    row = Row(
+        jnp.asarray(time_from, dtype),
+        jnp.asarray(gaps, dtype),
+        input_from,
+        jnp.asarray(times, dtype),
+        inputs,
+        series.observations.astype(dtype),
+        status,
+        plan.rows,
+    )
+    return row, plan.cast(dtype)
+
+
+def _start(owner: str, t0: Any, times: Any, gaps: Any) -> tuple[Any, Any]:
+    if is_traced((t0, times)):
+        t0 = jnp.asarray(t0, jnp.result_type(times))
+        gap = times[0] - t0
+        return t0[None], jnp.concatenate([gap[None], jnp.asarray(gaps)[1:]])
+    t0 = float(t0)
+    if not np.isfinite(t0) or t0 > times[0]:
+        raise ValueError(
+            f"{owner}: `t0` is {t0!r} but the first row is at {float(times[0])!r}; the initial "
+            "distribution cannot hold after it"
+        )
+    gap = np.array([times[0] - t0])
+    if is_traced(gaps):
+        return np.array([t0]), jnp.concatenate([jnp.asarray(gap, gaps.dtype), gaps[1:]])
+    return np.array([t0]), np.concatenate([gap, gaps[1:]])
+
+
+def _first_input(
+    owner: str, dynamics: AbstractDynamics, inputs: Array, t0: Any, u0: Any, dtype: jnp.dtype
+) -> Array:
+    """The input between `t0` and the first row."""
+    if u0 is not None:
+        u0 = jnp.asarray(u0, dtype).reshape(-1)
+        if u0.shape != inputs.shape[1:]:
+            raise ValueError(
+                f"{owner}: `u0` has shape {u0.shape} but the series has {inputs.shape[1]} inputs"
+            )
+        return u0
+    if t0 is not None and not dynamics.is_linear:
+        raise ValueError(
+            f"{owner}: `u0` is missing: `t0` lies before the first row, and {type(dynamics).__name__} "
+            "needs the input that held from there to the first row"
+        )
+    return jnp.zeros_like(inputs[0])
+
+
+def _clock_status(times: Any, gaps: Any, coarse: bool) -> Int[Array, " T"]:
+    """What no constructor could check because the clock is traced."""
+    length = times.shape[0]
+    if not is_traced((times, gaps)):
+        return jnp.zeros(length, jnp.int32)
+    bad = ~jnp.isfinite(times) | ~(gaps >= 0)
+    status = jnp.where(bad, Status.TIMES_DECREASING, Status.OK)
+    if coarse:
+        largest = jnp.maximum(jnp.abs(times), jnp.abs(times - gaps))
+        tick = largest * jnp.finfo(times.dtype).eps
+        row = jnp.arange(length)
+        unresolved = ((gaps > 0) & (gaps < 8 * tick)) | ((gaps == 0) & (tick >= 1) & (row > 0))
+        status = jnp.where((status == Status.OK) & unresolved, Status.TIMES_UNRESOLVED, status)
+    return status.astype(jnp.int32)
+
+
+def _warn_if_irregular(dynamics: AbstractDynamics, gaps: Any) -> None:
+    global _warned_irregular
+    if dynamics.is_continuous or _warned_irregular or is_traced(gaps):
+        return
+    positive = np.asarray(gaps)[np.asarray(gaps) > 0]
+    if positive.size and positive.max() > positive.min() * 1.001:
+        _warned_irregular = True
+        warnings.warn(
+            f"{type(dynamics).__name__} makes one transition per row, but the gaps between rows range "
+            f"from {positive.min():.6g} to {positive.max():.6g}. For irregular times use a LinearSDE, SDE or "
+            "ODE, or put missing rows in between (this is said once).",
+            stacklevel=4,
+        )
+
+

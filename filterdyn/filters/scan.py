@@ -1,0 +1,133 @@
+"""One row of a filter, and the scan over all of them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from filterdyn.beliefs import Gaussian
+from filterdyn.dynamics import Interval, Plan
+from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters.gate import gated
+from filterdyn.filters.rows import Row
+from filterdyn.linalg import PSD
+from filterdyn.linearization import Affine
+from filterdyn.model import StateSpaceModel
+from filterdyn.status import Status
+
+
+class State(NamedTuple):
+    """What a filter carries from row to row."""
+
+    belief: Gaussian
+    status: Int[Array, ""]
+
+
+class Record(NamedTuple):
+    """What became of one row."""
+
+    predicted: Gaussian
+    filtered: Gaussian
+    move: Affine
+    innovation: Float[Array, " dy"]
+    innovation_cov: Float[Array, "dy dy"]
+    log_likelihood: Float[Array, ""]
+    status: Int[Array, ""]
+
+
+def first_failure(*statuses: Any) -> Int[Array, ""]:
+    found = jnp.asarray(statuses[0], jnp.int32)
+    for status in statuses[1:]:
+        found = jnp.where(found == Status.OK, status, found).astype(jnp.int32)
+    return found
+
+
+def select(condition: Any, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def is_finite(*arrays: Array) -> Array:
+    return jnp.stack([jnp.isfinite(a).all() for a in arrays]).all()
+
+
+def advance(
+    filter: AbstractFilter, model: StateSpaceModel, table: Any, state: State, row: Row
+) -> tuple[Gaussian, Affine, Int[Array, ""]]:
+    """Predict over the gap before `row`; a gap of 0 leaves the belief as it is, to the bit."""
+    interval = Interval(row.time_from, row.gap, row.input_from, row.plan, table)
+    predicted, move, status = filter.predict(model, state.belief, interval)
+    moved = row.gap > 0
+    n, dtype = model.dx, state.belief.mean.dtype
+    still = Affine(state.belief.mean, jnp.eye(n, dtype=dtype), PSD.zeros(n, dtype))
+    move = select(moved, move, still)
+    predicted = select(moved, predicted, state.belief)
+    finite = is_finite(predicted.mean, predicted.factor)
+    failure = jnp.where(finite, Status.OK, Status.MODEL_NOT_FINITE)
+    status = first_failure(state.status, row.status, jnp.where(moved, status, Status.OK), failure)
+    return predicted, move, status
+
+
+def step(
+    filter: AbstractFilter, model: StateSpaceModel, table: Any, state: State, row: Row
+) -> tuple[State, Record]:
+    """Predict, then update. After a failure the belief stays at its last good value."""
+    predicted, move, status = advance(filter, model, table, state, row)
+    new = filter.update(model, predicted, row.time, row.input, row.observation)
+    finite = is_finite(new.belief.mean, new.belief.factor, new.log_likelihood)
+    failure = jnp.where(finite, Status.OK, Status.MODEL_NOT_FINITE)
+    status = first_failure(status, new.status, failure)
+    fine = status == Status.OK
+    belief = select(fine, new.belief, state.belief)
+    visible = lambda tree: jax.tree.map(lambda x: jnp.where(fine, x, jnp.nan), tree)
+    record = Record(
+        visible(predicted),
+        visible(new.belief),
+        move,
+        visible(new.innovation),
+        visible(new.innovation_cov),
+        jnp.where(fine, new.log_likelihood, -jnp.inf),
+        status,
+    )
+    return State(belief, status), record
+
+
+def run(
+    filter: AbstractFilter,
+    model: StateSpaceModel,
+    rows: Row,
+    plan: Plan,
+    keep: Callable[[Record], Any],
+) -> tuple[State, Float[Array, ""], Any]:
+    """Scan over the rows. Returns the last state, the log-likelihood and what `keep` keeps of every row.
+
+    The step is rematerialised: a gradient stores one belief per row. The log-likelihood is summed with
+    compensation (Neumaier 1974), so that float32 loses nothing over long series.
+    """
+    dtype = rows.observation.dtype
+    table = model.dynamics.tabulate(plan)
+    start = State(filter.init(model, dtype), jnp.int32(Status.OK))
+
+    def one(state: State, row: Row) -> tuple[State, Any]:
+        new, record = step(filter, model, table, state, row)
+        term = jnp.where(record.status == Status.OK, record.log_likelihood, 0.0)
+        return new, (term, keep(record))
+
+    first = jax.tree.map(lambda x: x[0], rows)
+    guarded = gated(one, lambda out: out[0].status == Status.OK, start, first)
+
+    def body(carry: Any, row: Row) -> tuple[Any, Any]:
+        state, total, lost = carry
+        state, (term, kept) = guarded(state, row)
+        new_total = total + term
+        big = jnp.abs(total) >= jnp.abs(term)
+        error = jnp.where(big, (total - new_total) + term, (term - new_total) + total)
+        return (state, new_total, lost + jax.lax.stop_gradient(error)), kept
+
+    zero = jnp.zeros((), dtype)
+    (state, total, lost), kept = jax.lax.scan(
+        jax.checkpoint(body, prevent_cse=False), (start, zero, zero), rows
+    )
+    log_likelihood = jnp.where(state.status == Status.OK, total + lost, -jnp.inf)
+    return state, log_likelihood, kept

@@ -1,0 +1,151 @@
+"""`filter` and `log_likelihood`: a filter applied to a series."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from filterdyn._compile import compiled
+from filterdyn.dynamics import Plan, Transition
+from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters.results import FilterResult
+from filterdyn.filters.rows import Row, rows_of
+from filterdyn.filters.scan import run
+from filterdyn.model import StateSpaceModel
+from filterdyn.moments import conditional_moments
+from filterdyn.series import Series
+
+
+def prepare(
+    owner: str, model: StateSpaceModel, series: Series, filter: AbstractFilter, t0: Any, u0: Any
+) -> tuple[Row, Plan]:
+    """Check the arguments of a verb and lay the series out as rows."""
+    if not isinstance(model, StateSpaceModel):
+        raise TypeError(f"{owner}: `model` is {type(model).__name__}; expected a StateSpaceModel")
+    if not isinstance(series, Series):
+        raise TypeError(
+            f"{owner}: `series` is {type(series).__name__}; expected fd.Series(times, observations)"
+        )
+    if not isinstance(filter, AbstractFilter):
+        raise TypeError(
+            f"{owner}: `filter` is {getattr(filter, '__name__', type(filter).__name__)}; expected a "
+            "filter such as fd.ExtendedKalmanFilter()"
+        )
+    filter.check(model)
+    return rows_of(owner, model, series, t0, u0, model.dtype(series.observations))
+
+
+def check_model(owner: str, model: StateSpaceModel, rows: Row) -> None:
+    """Shapes of everything that user functions return, once per compilation."""
+    u = None if rows.input is None else rows.input[0]
+    model.check(owner, None, u, rows.observation.shape[1], rows.observation.dtype)
+
+
+def moments_are_matched(model: StateSpaceModel, rows: Row) -> bool:
+    """Does any distribution of this model reach a Gaussian filter by its moments only?"""
+    dtype = rows.observation.dtype
+    matched = []
+
+    def look(x: Array, t: Array, u: Any) -> Array:
+        matched.append(not conditional_moments(model.initial).exact)
+        matched.append(model.observation.view(t, x, u) is None)
+        if isinstance(model.dynamics, Transition):
+            matched.append(not conditional_moments(model.dynamics.distribution(t, x, u)).exact)
+        return x
+
+    u = None if rows.input is None else rows.input[0]
+    jax.eval_shape(look, jnp.zeros(model.dx, dtype), jnp.zeros((), dtype), u)
+    return any(matched)
+
+
+def _filter(
+    model: StateSpaceModel, rows: Row, plan: Plan, filter: AbstractFilter
+) -> tuple[Any, Float[Array, ""], Any, bool]:
+    check_model("filter", model, rows)
+    keep = lambda r: (
+        r.predicted,
+        r.filtered,
+        r.innovation,
+        r.innovation_cov,
+        r.log_likelihood,
+        r.status,
+    )
+    _, log_likelihood, kept = run(filter, model, rows, plan, keep)
+    last_input = None if rows.input is None else rows.input[-1]
+    return kept, log_likelihood, last_input, moments_are_matched(model, rows)
+
+
+def _log_likelihood(
+    model: StateSpaceModel, rows: Row, plan: Plan, filter: AbstractFilter
+) -> Float[Array, ""]:
+    check_model("log_likelihood", model, rows)
+    return run(filter, model, rows, plan, lambda record: None)[1]
+
+
+_compiled_filter = compiled("filter", _filter)
+_compiled_log_likelihood = compiled("log_likelihood", _log_likelihood)
+
+
+def filter(
+    model: StateSpaceModel,
+    series: Series,
+    filter: AbstractFilter,
+    *,
+    key: Array | None = None,
+    t0: Any = None,
+    u0: Any = None,
+    history: str = "moments",
+) -> FilterResult:
+    """Follow the state through a series.
+
+    **Arguments:**
+
+    - `model`, `series`, `filter`: what, along which record, and how;
+    - `key`: needed by stochastic filters only;
+    - `t0`: when `initial` holds, by default at the first row (no prediction comes before it);
+    - `u0` (du,): the input between `t0` and the first row, if `t0` lies before it;
+    - `history`: `"moments"` or `"beliefs"`; Gaussian filters always keep their beliefs.
+
+    **Returns:** a `FilterResult`.
+
+    **Raises:** `TypeError` if the filter cannot treat the model, `ValueError` for shapes that disagree.
+    What fails in compiled code is in `result.status`.
+    """
+    if history not in ("moments", "beliefs"):
+        raise ValueError(f"filter: `history` is {history!r}; expected 'moments' or 'beliefs'")
+    rows, plan = prepare("filter", model, series, filter, t0, u0)
+    kept, log_likelihood, last_input, matched = _compiled_filter(model, rows, plan, filter)
+    predicted, filtered, innovations, covs, log_likelihoods, statuses = kept
+    return FilterResult(
+        series.times,
+        predicted,
+        filtered,
+        innovations,
+        covs,
+        log_likelihoods,
+        log_likelihood,
+        statuses,
+        last_input,
+        filter,
+        matched,
+        series.observation_names,
+    )
+
+
+def log_likelihood(
+    model: StateSpaceModel,
+    series: Series,
+    filter: AbstractFilter,
+    *,
+    key: Array | None = None,
+    t0: Any = None,
+    u0: Any = None,
+) -> Float[Array, ""]:
+    """log p(y) of a series, a scalar; `-inf` if anything failed on the way.
+
+    Keeps nothing per step, so that a gradient stores one belief per row. Arguments and errors as for
+    `filter`. Differentiable in everything the model holds or closes over, in both modes and twice.
+    """
+    rows, plan = prepare("log_likelihood", model, series, filter, t0, u0)
+    return _compiled_log_likelihood(model, rows, plan, filter)

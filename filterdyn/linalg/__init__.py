@@ -1,0 +1,26 @@
+"""Small dense kernels. A covariance is carried as a `PSD`: its factor holds the value, its matrix
+the derivative."""
+
+from filterdyn.linalg.condition import Conditioned, condition
+from filterdyn.linalg.discretize import Discretized, discretize
+from filterdyn.linalg.products import mm, mv
+from filterdyn.linalg.psd import PSD, congruence, factor_of
+from filterdyn.linalg.regression import Regression, regress
+from filterdyn.linalg.surrogate import with_derivative_of
+from filterdyn.linalg.triangularize import triangularize
+
+__all__ = [
+    "PSD",
+    "Conditioned",
+    "Discretized",
+    "Regression",
+    "condition",
+    "congruence",
+    "discretize",
+    "factor_of",
+    "mm",
+    "mv",
+    "regress",
+    "triangularize",
+    "with_derivative_of",
+]

@@ -1,0 +1,86 @@
+"""Positive semi-definite matrices as a pair: a factor that holds the value, a matrix that holds the
+derivative."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from filterdyn.linalg.products import SMALL, mm
+from filterdyn.linalg.surrogate import with_derivative_of
+from filterdyn.linalg.triangularize import triangularize
+
+
+class PSD(eqx.Module):
+    """P = S S^T. All values are computed from `factor` S (which carries no derivative); `matrix` P has
+    the value S S^T and the derivative of the covariance recursion. So precision is that of a
+    square-root filter and gradients are those of the covariance form, at singular P too."""
+
+    factor: Float[Array, "n n"]
+    matrix: Float[Array, "n n"]
+
+    def __init__(self, factor: Float[Array, "n n"], matrix: Float[Array, "n n"]):
+        self.factor = jax.lax.stop_gradient(factor)
+        self.matrix = matrix
+
+    @staticmethod
+    def from_factor(factor: Float[Array, "n k"]) -> "PSD":
+        """From any S (n, k) with P = S S^T; differentiable in S."""
+        n, k = factor.shape
+        value = jax.lax.stop_gradient(factor)
+        square = jnp.pad(value, ((0, 0), (0, n - k))) if k <= n else triangularize(value)
+        return PSD(square, mm(factor, factor.T))
+
+    @staticmethod
+    def from_matrix(matrix: Float[Array, "n n"]) -> "PSD":
+        """From P itself; differentiable in P. An indefinite P gives a NaN factor."""
+        symmetric = 0.5 * (matrix + matrix.T)
+        return PSD(factor_of(jax.lax.stop_gradient(symmetric)), symmetric)
+
+    @staticmethod
+    def zeros(n: int, dtype: jnp.dtype) -> "PSD":
+        return PSD(jnp.zeros((n, n), dtype), jnp.zeros((n, n), dtype))
+
+    def astype(self, dtype: jnp.dtype) -> "PSD":
+        return PSD(self.factor.astype(dtype), self.matrix.astype(dtype))
+
+
+def factor_of(p: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Lower triangular S with S S^T = P for a positive *semi*-definite P (Cholesky that drops a pivot
+    at rounding level); NaN where P is indefinite."""
+    n = p.shape[0]
+    floor = n * jnp.finfo(p.dtype).eps * jnp.diagonal(p)
+
+    def root(pivot: Array, floor: Array) -> tuple[Array, Array]:
+        keep = pivot > floor
+        broken = (pivot < -1e3 * floor) | (floor < 0)
+        return keep, jnp.where(broken, jnp.nan, jnp.sqrt(jnp.where(keep, pivot, 1.0)))
+
+    if n <= SMALL // 2:
+        columns, rest = [], p
+        for j in range(n):
+            keep, size = root(rest[0, 0], floor[j])
+            column = jnp.where(keep, rest[:, 0], 0.0) / size
+            rest = rest[1:, 1:] - column[1:, None] * column[None, 1:]
+            columns.append(jnp.concatenate([jnp.zeros(j, p.dtype), column]))
+        return jnp.stack(columns, axis=1)
+
+    index = jnp.arange(n)
+
+    def eliminate(rest: Array, j: Array) -> tuple[Array, Array]:
+        is_j = index == j
+        column = jnp.where(is_j, rest, 0.0).sum(1)
+        keep, size = root(jnp.where(is_j, column, 0.0).sum(), jnp.where(is_j, floor, 0.0).sum())
+        column = jnp.where((index >= j) & keep, column, 0.0) / size
+        return rest - column[:, None] * column[None, :], column
+
+    return jax.lax.scan(eliminate, p, index)[1].T
+
+
+def congruence(phi: Float[Array, "m n"], p: PSD, noise: PSD) -> PSD:
+    """phi P phi^T + noise."""
+    factor = triangularize(
+        jax.lax.stop_gradient(jnp.concatenate([mm(phi, p.factor), noise.factor], axis=1))
+    )
+    smooth = mm(mm(phi, p.matrix), phi.T) + noise.matrix
+    return PSD(factor, with_derivative_of(mm(factor, factor.T), smooth))

@@ -1,0 +1,16 @@
+"""Settings that every test shares."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # `from oracles import dense` under every import mode
+
+# JAX_ENABLE_X64=0 runs the same tests as a user without float64 would.
+jax.config.update(
+    "jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1").lower() not in ("0", "false")
+)

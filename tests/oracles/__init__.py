@@ -1,0 +1,1 @@
+"""Independent answers: NumPy and mpmath only, nothing imported from filterdyn."""
