@@ -1,4 +1,4 @@
-"""filterdyn: probabilistic filtering and system identification in JAX."""
+"""filterdyn: probabilistic filtering and system identification in JAX and NumPyro."""
 
 from filterdyn import datasets
 from filterdyn.beliefs import Gaussian
@@ -10,8 +10,11 @@ from filterdyn.filters import (
     filter,
     log_likelihood,
 )
+from filterdyn.forecasting import Forecast, forecast
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
 from filterdyn.observations import GaussianObservation, LinearObservation, Observation
 from filterdyn.series import Series, stack
+from filterdyn.simulation import Simulation, simulate
+from filterdyn.smoothers import SmootherResult, sample_paths, smooth
 from filterdyn.status import Status

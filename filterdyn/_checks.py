@@ -84,3 +84,20 @@ def check_covariance(owner: str, name: str, value: jax.Array) -> None:
             f"{owner}: `{name}` is not positive semi-definite: its correlation matrix has "
             f"eigenvalue {smallest:.3g}"
         )
+
+
+def check_count(owner: str, name: str, value: Any) -> int:
+    """`value` as an int, which must be a whole number >= 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{owner}: `{name}` is {value!r}; expected an integer >= 1")
+    return int(value)
+
+
+def check_key(owner: str, key: Any) -> None:
+    """`key` must be a JAX random key, new style or old."""
+    new = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    old = getattr(key, "dtype", None) == jnp.uint32 and getattr(key, "shape", None) == (2,)
+    if not (new or old):
+        raise TypeError(
+            f"{owner}: `key` is {type(key).__name__}; expected a random key such as jax.random.key(0)"
+        )

@@ -1,12 +1,13 @@
 """What a filter carries from one instant to the next: a distribution of the state."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from filterdyn._checks import check_covariance, check_finite, check_shape, float_array
-from filterdyn.linalg import PSD
+from filterdyn.linalg import PSD, sampling_factor
 
 
 class Gaussian(eqx.Module):
@@ -60,6 +61,11 @@ class Gaussian(eqx.Module):
 
     def astype(self, dtype: jnp.dtype) -> "Gaussian":
         return Gaussian(self.mean.astype(dtype), spread=self.spread.astype(dtype))
+
+    def sample(self, key: Array) -> Float[Array, " dx"]:
+        """One draw (of a belief without a leading axis)."""
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + sampling_factor(self.spread) @ noise
 
     def to_distribution(self) -> dist.MultivariateNormal:
         """The belief as a NumPyro distribution (its factor must be regular for `log_prob`)."""

@@ -106,6 +106,11 @@ class StateSpaceModel(eqx.Module):
         leaves = [x for x in leaves if x is not self._rank]
         return jnp.result_type(*leaves) if leaves else jnp.result_type(float)
 
+    def dy(self, t: Any, u: Any) -> int:
+        """Number of observed quantities (shapes only; nothing is computed)."""
+        x = jax.ShapeDtypeStruct((self.dx,), self.dtype())
+        return int(jax.eval_shape(self.observation.distribution, t, x, u).event_shape[0])
+
     def check(self, owner: str, t: Any, u: Any, dy: int | None, dtype: jnp.dtype) -> None:
         """Raise if the parts do not fit each other, the inputs and `dy` (shapes only)."""
         if self.batch_shape != ():

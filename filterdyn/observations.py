@@ -94,8 +94,11 @@ def _noise_at(owner: str, value: Any, t: Any, dy: int) -> Array:
 
 def _gaussian(mean: Array, r: Array) -> dist.Distribution:
     if r.ndim == 1:
-        return dist.Normal(mean, jnp.sqrt(r)).to_event(1)
-    return dist.MultivariateNormal(mean, scale_tril=factor_of(0.5 * (r + r.T)))
+        # A scale of 0 is meant: R = 0 is a measurement without noise.
+        return dist.Normal(mean, jnp.sqrt(r), validate_args=False).to_event(1)
+    return dist.MultivariateNormal(
+        mean, scale_tril=factor_of(0.5 * (r + r.T)), validate_args=False
+    )
 
 
 def _additive(
@@ -145,10 +148,10 @@ class GaussianObservation(AbstractObservation):
         return _additive(value, slope, _noise_at("GaussianObservation", self.R, t, len(value)), y)
 
     def check(self, owner: str, t: Any, x: Any, u: Any, dy: int | None) -> None:
-        value = jax.eval_shape(lambda x: self._mean(t, x, u), x)
+        value = jax.eval_shape(self._mean, t, x, u)
         if dy is not None:
             check_shape(owner, "h(t, x, u)", value, (dy,), "the series has that many columns")
-        jax.eval_shape(lambda: _noise_at("GaussianObservation", self.R, t, value.shape[0]))
+        jax.eval_shape(lambda t: _noise_at(owner, self.R, t, value.shape[0]), t)
 
 
 class LinearObservation(AbstractObservation):
@@ -202,10 +205,10 @@ class LinearObservation(AbstractObservation):
         return _additive(mv(h, at.mean) + offset, h, r, y)
 
     def check(self, owner: str, t: Any, x: Any, u: Any, dy: int | None) -> None:
-        h, _ = jax.eval_shape(lambda: self._parts(t, u))
+        h, _ = jax.eval_shape(self._parts, t, u)
         want = (h.shape[0] if dy is None else dy, x.shape[0])
         check_shape(owner, "H", h, want, "rows: columns of the series, columns: states")
-        jax.eval_shape(lambda: _noise_at("LinearObservation", self.R, t, h.shape[0]))
+        jax.eval_shape(lambda t: _noise_at(owner, self.R, t, h.shape[0]), t)
 
 
 class Observation(AbstractObservation):
@@ -284,7 +287,7 @@ class Observation(AbstractObservation):
         return LinearizedObservation(z, observed, value, slope, noise, zero, log_prob, status)
 
     def check(self, owner: str, t: Any, x: Any, u: Any, dy: int | None) -> None:
-        d = jax.eval_shape(lambda x: self.distribution(t, x, u), x)
+        d = jax.eval_shape(self.distribution, t, x, u)
         if dy is not None and d.event_shape != (dy,):
             raise ValueError(
                 f"{owner}: `fn(t, x, u)` returned a distribution of event shape {d.event_shape}; "

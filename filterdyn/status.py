@@ -2,6 +2,9 @@
 
 from enum import IntEnum
 
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
 
 class Status(IntEnum):
     """What became of one series. `OK` is zero, everything else is the first failure that was met.
@@ -27,3 +30,9 @@ class Status(IntEnum):
     MARGINAL_NOT_AVAILABLE = 7
     #: A conditional mean or variance needed by a Gaussian filter is infinite.
     MOMENTS_NOT_FINITE = 8
+
+
+def failed_at(statuses: Int[Array, "*B T"]) -> Int[Array, "*B"]:
+    """The first row that is not `OK`, or -1."""
+    failed = statuses != Status.OK
+    return jnp.where(failed.any(-1), jnp.argmax(failed, axis=-1), -1)

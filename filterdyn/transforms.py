@@ -1,17 +1,27 @@
 """Gaussians in disguise: distributions that are a bijective transform of a Gaussian."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float
-from numpyro.distributions.transforms import AbsTransform, StickBreakingTransform, Transform
+from numpyro.distributions.transforms import (
+    AbsTransform,
+    ExpTransform,
+    StickBreakingTransform,
+    Transform,
+)
 
+from filterdyn.linalg import factor_of
 from filterdyn.moments import conditional_moments, unwrap
 from filterdyn.status import Status
 
 #: |z| has two roots; stick breaking changes the number of entries.
 _NOT_BIJECTIVE = (AbsTransform, StickBreakingTransform)
+#: Gauss-Hermite nodes for a standard normal.
+_NODES, _WEIGHTS = (lambda x, w: (x, w / w.sum()))(*np.polynomial.hermite_e.hermegauss(32))
 
 
 class GaussianView(NamedTuple):
@@ -53,6 +63,44 @@ class GaussianView(NamedTuple):
         for t in self.transforms:
             z = t(z)
         return z
+
+    def moments(
+        self, loc: Float[Array, " dy"], cov: Float[Array, "dy dy"]
+    ) -> tuple[Float[Array, " dy"], Float[Array, "dy dy"]]:
+        """Mean and covariance of T(z), z ~ N(loc, cov).
+
+        Log-normal in closed form; any other entrywise T by Gauss-Hermite quadrature of each pair of
+        entries; one that mixes entries by the third-degree cubature rule.
+        """
+        if not self.transforms:
+            return loc, cov
+        if [type(t) for t in self.transforms] == [ExpTransform]:
+            mean = jnp.exp(loc + 0.5 * jnp.diagonal(cov))
+            return mean, mean[:, None] * mean[None, :] * jnp.expm1(cov)
+        if all(t.domain.event_dim == 0 for t in self.transforms):
+            return self._entrywise_moments(loc, cov)
+        n = loc.shape[0]
+        arms = math.sqrt(n) * factor_of(cov).T
+        y = self.push_forward(loc + jnp.concatenate([arms, -arms]))
+        mean = y.mean(0)
+        return mean, (y - mean).T @ (y - mean) / (2 * n)
+
+    def _entrywise_moments(self, loc: Array, cov: Array) -> tuple[Array, Array]:
+        n = loc.shape[0]
+        sd = jnp.sqrt(jnp.diagonal(cov))
+        scale = jnp.where(sd > 0, sd, 1.0)
+        correlation = jnp.clip(cov / (scale[:, None] * scale[None, :]), -1.0, 1.0)
+        nodes = jnp.asarray(_NODES, loc.dtype)
+        weights = jnp.asarray(_WEIGHTS, loc.dtype)
+        # Entry j of the pair (i, j) at nodes (a, b): z_j = sd_j (rho a + sqrt(1 - rho^2) b).
+        across = jnp.sqrt(1.0 - correlation**2)[..., None, None] * nodes
+        z_j = sd[:, None, None] * (correlation[..., None, None] * nodes[:, None] + across)
+        y_i = self.push_forward(loc + nodes[:, None] * sd)
+        mean = weights @ y_i
+        y_j = self.push_forward(jnp.moveaxis(loc[:, None, None] + z_j, 1, -1))
+        centred = y_j - mean
+        cov_y = jnp.einsum("a,b,ai,iabj->ij", weights, weights, y_i - mean, centred)
+        return mean, jnp.where(jnp.eye(n, dtype=bool), weights @ (y_i - mean) ** 2, cov_y)
 
 
 def gaussian_view(d: dist.Distribution) -> GaussianView | None:

@@ -62,4 +62,4 @@ class Transition(AbstractDynamics):
         return jnp.where(interval.gap > 0, drawn, x)
 
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
-        jax.eval_shape(lambda x: self.distribution(t, x, u), x)
+        jax.eval_shape(self.distribution, t, x, u)

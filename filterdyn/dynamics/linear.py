@@ -13,7 +13,7 @@ from filterdyn._checks import check_covariance, check_shape, is_traced
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics.base import AbstractDynamics, Interval, Plan
 from filterdyn.dynamics.diffusion import as_matrix
-from filterdyn.linalg import PSD, discretize, mv
+from filterdyn.linalg import PSD, discretize, mv, sampling_factor
 from filterdyn.linearization import AbstractLinearization, Affine
 from filterdyn.observations import affine_offset, matrix
 from filterdyn.status import Status
@@ -81,11 +81,11 @@ class LinearTransition(AbstractDynamics):
         self, key: Array, x: Float[Array, " dx"], interval: Interval
     ) -> Float[Array, " dx"]:
         f, q, offset = self._parts(interval.time, interval.input)
-        noise = PSD.from_matrix(q).factor @ jr.normal(key, x.shape, x.dtype)
+        noise = sampling_factor(PSD.from_matrix(q)) @ jr.normal(key, x.shape, x.dtype)
         return jnp.where(interval.gap > 0, mv(f, x) + offset + noise, x)
 
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
-        f, q, offset = jax.eval_shape(lambda: self._parts(t, u))
+        f, q, offset = jax.eval_shape(self._parts, t, u)
         dx = x.shape[0]
         check_shape(owner, "F", f, (dx, dx), "`initial` has that many states")
         check_shape(owner, "Q", q, (dx, dx), "`initial` has that many states")
@@ -137,7 +137,7 @@ class LinearSDE(AbstractDynamics):
             return Plan()
         size = 1 << (len(distinct) - 1).bit_length()
         padded = np.concatenate([distinct, np.zeros(size - len(distinct))])
-        return Plan(jnp.asarray(rows.reshape(-1), jnp.int32), jnp.asarray(padded))
+        return Plan(jnp.asarray(rows.reshape(gaps.shape), jnp.int32), jnp.asarray(padded))
 
     def tabulate(self, plan: Plan) -> Any:
         if plan.gaps is None:
@@ -167,12 +167,12 @@ class LinearSDE(AbstractDynamics):
         self, key: Array, x: Float[Array, " dx"], interval: Interval
     ) -> Float[Array, " dx"]:
         move, _ = self._move(x, interval)
-        return move.value + move.noise.factor @ jr.normal(key, x.shape, x.dtype)
+        return move.value + sampling_factor(move.noise) @ jr.normal(key, x.shape, x.dtype)
 
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
         dx = x.shape[0]
         check_shape(owner, "A", self.A, (dx, dx), "`initial` has that many states")
-        jax.eval_shape(lambda: affine_offset("LinearSDE", self.A, self.B, self.b, u, "B"))
+        jax.eval_shape(lambda u: affine_offset(owner, self.A, self.B, self.b, u, "B"), u)
 
 
 def _check_rows(owner: str, dx: int, **arrays: Any) -> None:

@@ -17,6 +17,7 @@ from filterdyn.dynamics.stepping import (
     plan_steps,
     solver_step,
     steps_in,
+    twice_differentiable,
 )
 from filterdyn.linalg import PSD, mm
 from filterdyn.linearization import AbstractLinearization, Affine
@@ -67,7 +68,7 @@ class ODE(AbstractDynamics):
         `Status.SOLVER_OUT_OF_STEPS`.
         """
         self.field = hold_function("ODE", "field", field)
-        self.solver = Held(diffrax.Tsit5() if solver is None else solver)
+        self.solver = Held(twice_differentiable(diffrax.Tsit5() if solver is None else solver))
         self.substeps, self.dt, self.max_substeps = check_stepping(
             "ODE", substeps, dt, max_substeps
         )

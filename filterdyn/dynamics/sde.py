@@ -22,6 +22,7 @@ from filterdyn.dynamics.stepping import (
     simpson_weight,
     solver_step,
     steps_in,
+    twice_differentiable,
 )
 from filterdyn.linalg import PSD, mm, triangularize, with_derivative_of
 from filterdyn.linearization import AbstractLinearization, Affine
@@ -80,16 +81,19 @@ class SDE(AbstractDynamics):
             self.diffusion = hold_function(owner, "diffusion", diffusion)
         else:
             self.diffusion = _constant(owner, diffusion)
-        self.solver = Held(diffrax.Tsit5() if solver is None else solver)
+        self.solver = Held(twice_differentiable(diffrax.Tsit5() if solver is None else solver))
+        additive = not isinstance(self.diffusion, Held)
         if path_solver is None:
-            additive = not isinstance(self.diffusion, Held)
             path_solver = diffrax.SRA1() if additive else diffrax.Euler()
-        if isinstance(path_solver, diffrax.AbstractStratonovichSolver) and not isinstance(
-            path_solver, diffrax.AbstractItoSolver
-        ):
+        # With additive noise the two solutions are the same.
+        only_stratonovich = isinstance(
+            path_solver, diffrax.AbstractStratonovichSolver
+        ) and not isinstance(path_solver, diffrax.AbstractItoSolver)
+        if only_stratonovich and not additive:
             raise ValueError(
                 f"SDE: `path_solver` is {type(path_solver).__name__}, which converges to the "
-                "Stratonovich solution; the equation is Ito's (use Euler, ItoMilstein or SRA1)"
+                "Stratonovich solution, and `diffusion` is a function; the equation is Ito's (use "
+                "Euler or ItoMilstein, or give an array as `diffusion`)"
             )
         self.path_solver = Held(path_solver)
         self.substeps, self.dt, self.max_substeps = check_stepping(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +68,14 @@ def steps_in(interval: Interval, substeps: int, most: int) -> Steps:
     status = jnp.where(interval.row > most, Status.SOLVER_OUT_OF_STEPS, Status.OK)
     length = interval.gap / count.astype(interval.gap.dtype)
     return Steps(count, length, most, False, status.astype(jnp.int32))
+
+
+def twice_differentiable(solver: Any) -> Any:
+    """A Runge-Kutta solver whose loop over stages JAX can differentiate in both modes and twice, as
+    `diffrax.DirectAdjoint` asks for; Diffrax's default has a custom rule for reverse mode only."""
+    if getattr(solver, "scan_kind", "bounded") is None:
+        return eqx.tree_at(lambda s: s.scan_kind, solver, "bounded", is_leaf=lambda x: x is None)
+    return solver
 
 
 def solver_step(

@@ -3,6 +3,7 @@
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.extended import ExtendedKalmanFilter
 from filterdyn.filters.kalman import KalmanFilter
+from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.verbs import filter, log_likelihood
 
@@ -11,6 +12,7 @@ __all__ = [
     "ExtendedKalmanFilter",
     "FilterResult",
     "KalmanFilter",
+    "PredictedObservation",
     "filter",
     "log_likelihood",
 ]

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval
+from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.linearization import Affine
 from filterdyn.model import StateSpaceModel
 
@@ -24,6 +25,8 @@ class Update(NamedTuple):
     belief: Gaussian
     innovation: Float[Array, " dy"]
     innovation_cov: Float[Array, "dy dy"]
+    #: The innovation made independent and of variance one, NaN where the entry is missing.
+    standardized: Float[Array, " dy"]
     log_likelihood: Float[Array, ""]
     status: Int[Array, ""]
 
@@ -48,3 +51,9 @@ class AbstractFilter(eqx.Module):
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
     ) -> Update:
         """The belief after a measurement, in which NaN marks a missing entry."""
+
+    @abc.abstractmethod
+    def predict_observation(
+        self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any
+    ) -> PredictedObservation:
+        """What a measurement would be, under this belief."""

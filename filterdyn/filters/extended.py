@@ -10,6 +10,7 @@ from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval
 from filterdyn.filters import gaussian
 from filterdyn.filters.base import AbstractFilter, Prediction, Update
+from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.linearization import Taylor
 from filterdyn.model import StateSpaceModel
 
@@ -49,3 +50,8 @@ class ExtendedKalmanFilter(AbstractFilter):
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
     ) -> Update:
         return gaussian.update(model, belief, t, u, y, Taylor(), self.iterations)
+
+    def predict_observation(
+        self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any
+    ) -> PredictedObservation:
+        return gaussian.predict_observation(model, belief, t, u, Taylor())

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval
 from filterdyn.filters.base import Prediction, Update
+from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.linalg import condition, congruence, mm, mv
 from filterdyn.linearization import AbstractLinearization
 from filterdyn.model import StateSpaceModel
@@ -57,6 +58,7 @@ def update(
     first = lin = linearized(prior)
     at = prior.mean
     found = conditioned(lin, at)
+    standardized = jnp.where(first.observed, found.standardized, jnp.nan)
     for _ in range(iterations - 1):
         at = prior.mean + found.shift
         lin = linearized(Gaussian(at, spread=prior.spread))
@@ -75,6 +77,20 @@ def update(
         Gaussian(prior.mean + found.shift, spread=found.cov),
         jnp.where(first.observed, first.z - first.value, jnp.nan),
         innovation_cov,
+        standardized,
         log_likelihood + lin.log_jacobian,
         status,
     )
+
+
+def predict_observation(
+    model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, rule: AbstractLinearization
+) -> PredictedObservation:
+    """Moments of a measurement under the belief, in the space where it is Gaussian."""
+    dtype = belief.mean.dtype
+    nothing = jnp.full((model.dy(t, u),), jnp.nan, dtype)
+    lin = cast(model.observation.linearize(rule, belief, t, u, nothing), dtype)
+    view = model.observation.view(t, belief.mean, u)
+    noise = lin.noise * jnp.eye(len(nothing), dtype=dtype) if lin.noise.ndim == 1 else lin.noise
+    cov = mm(mm(lin.slope, belief.cov), lin.slope.T) + noise
+    return PredictedObservation(lin.value, cov, () if view is None else view.transforms)

@@ -9,6 +9,7 @@ from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval
 from filterdyn.filters import gaussian
 from filterdyn.filters.base import AbstractFilter, Prediction, Update
+from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.linearization import Taylor
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
@@ -50,3 +51,7 @@ class KalmanFilter(AbstractFilter):
     ) -> Update:
         return gaussian.update(model, belief, t, u, y, Taylor())
 
+    def predict_observation(
+        self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any
+    ) -> PredictedObservation:
+        return gaussian.predict_observation(model, belief, t, u, Taylor())

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from filterdyn.beliefs import Gaussian
 from filterdyn.filters.base import AbstractFilter
-from filterdyn.status import Status
+from filterdyn.status import failed_at
 
 
 class FilterResult(eqx.Module):
@@ -20,6 +20,8 @@ class FilterResult(eqx.Module):
     - `mean` (T, dx), `cov` (T, dx, dx): those of `filtered`;
     - `innovations` (T, dy), NaN where the entry is missing, and `innovation_covs` (T, dy, dy). For a
       transformed Gaussian (`LogNormal`) both are in the space where the measurement is Gaussian;
+    - `standardized_innovations` (T, dy): L^-1 (innovation), with L L^T its covariance: independent
+      standard normal numbers if the model is right; `nis` (T,): their sums of squares;
     - `log_likelihoods` (T,): log p(y_t | y_1:t-1), exactly 0 for a missing row; `log_likelihood`: their
       sum;
     - `status`: an integer of `Status`, `OK` or the first failure, and `failed_at`: its row (-1). From
@@ -32,6 +34,7 @@ class FilterResult(eqx.Module):
     filtered: Gaussian
     innovations: Float[Array, "T dy"]
     innovation_covs: Float[Array, "T dy dy"]
+    standardized_innovations: Float[Array, "T dy"]
     log_likelihoods: Float[Array, " T"]
     log_likelihood: Float[Array, ""]
     statuses: Int[Array, " T"]
@@ -54,5 +57,12 @@ class FilterResult(eqx.Module):
 
     @property
     def failed_at(self) -> Int[Array, ""]:
-        failed = self.statuses != Status.OK
-        return jnp.where(failed.any(-1), jnp.argmax(failed, axis=-1), -1)
+        return failed_at(self.statuses)
+
+    @property
+    def nis(self) -> Float[Array, " T"]:
+        """Normalised innovation squared: chi-square with as many degrees of freedom as there are
+        observed entries, if the model is right. NaN in a row that is all missing."""
+        seen = ~jnp.isnan(self.standardized_innovations)
+        total = jnp.where(seen, self.standardized_innovations, 0.0)
+        return jnp.where(seen.any(-1), (total * total).sum(-1), jnp.nan)

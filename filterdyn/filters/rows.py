@@ -34,26 +34,24 @@ class Row(NamedTuple):
 def rows_of(
     owner: str, model: StateSpaceModel, series: Series, t0: Any, u0: Any, dtype: jnp.dtype
 ) -> tuple[Row, Plan]:
-    """**Raises:** `ValueError` for a `t0` after the first row, or a missing `u0`."""
-    if series.times.ndim != 1:
-        raise ValueError(
-            f"{owner}: `series` is a batch of shape {series.times.shape[:-1]}; map over it with "
-            "jax.vmap(lambda s: ...)(series)"
-        )
+    """The rows of a series, or of a batch of them with its leading axis.
+
+    **Raises:** `ValueError` for a `t0` after the first row, or a missing `u0`.
+    """
     times, gaps = series.times, series.gaps
     if t0 is None:
-        first = times[:1]
+        first = times[..., :1]
     else:
         first, gaps = _start(owner, t0, times, gaps)
     xp = jnp if is_traced((times, first)) else np
-    time_from = xp.concatenate([first, times[:-1]])
+    time_from = xp.concatenate([first, times[..., :-1]], axis=-1)
     status = _clock_status(times, gaps, series.coarse_clock)
-    _warn_if_irregular(model.dynamics, gaps[1:])
+    _warn_if_irregular(model.dynamics, gaps[..., 1:])
     inputs = None if series.inputs is None else series.inputs.astype(dtype)
     input_from = None
     if inputs is not None:
         before = _first_input(owner, model.dynamics, inputs, t0, u0, dtype)
-        input_from = jnp.concatenate([before[None], inputs[:-1]])
+        input_from = jnp.concatenate([before[..., None, :], inputs[..., :-1, :]], axis=-2)
     plan = model.dynamics.plan(gaps)
     row = Row(
         jnp.asarray(time_from, dtype),
@@ -69,20 +67,18 @@ def rows_of(
 
 
 def _start(owner: str, t0: Any, times: Any, gaps: Any) -> tuple[Any, Any]:
-    if is_traced((t0, times)):
-        t0 = jnp.asarray(t0, jnp.result_type(times))
-        gap = times[0] - t0
-        return t0[None], jnp.concatenate([gap[None], jnp.asarray(gaps)[1:]])
-    t0 = float(t0)
-    if not np.isfinite(t0) or t0 > times[0]:
-        raise ValueError(
-            f"{owner}: `t0` is {t0!r} but the first row is at {float(times[0])!r}; the initial "
-            "distribution cannot hold after it"
-        )
-    gap = np.array([times[0] - t0])
-    if is_traced(gaps):
-        return np.array([t0]), jnp.concatenate([jnp.asarray(gap, gaps.dtype), gaps[1:]])
-    return np.array([t0]), np.concatenate([gap, gaps[1:]])
+    if not is_traced((t0, times)):
+        t0 = np.asarray(t0, np.float64)
+        late = ~np.isfinite(t0) | (t0 > times[..., 0])
+        if np.any(late):
+            raise ValueError(
+                f"{owner}: `t0` is {t0.tolist()!r} but the first row is at "
+                f"{times[..., 0].tolist()!r}; the initial distribution cannot hold after it"
+            )
+    xp = jnp if is_traced((t0, times, gaps)) else np
+    first = xp.broadcast_to(xp.asarray(t0)[..., None], (*times.shape[:-1], 1))
+    gap = times[..., :1] - first
+    return first, xp.concatenate([gap.astype(gaps.dtype), xp.asarray(gaps)[..., 1:]], axis=-1)
 
 
 def _first_input(
@@ -90,31 +86,30 @@ def _first_input(
 ) -> Array:
     """The input between `t0` and the first row."""
     if u0 is not None:
-        u0 = jnp.asarray(u0, dtype).reshape(-1)
-        if u0.shape != inputs.shape[1:]:
+        u0 = jnp.atleast_1d(jnp.asarray(u0, dtype))
+        if u0.shape[-1] != inputs.shape[-1]:
             raise ValueError(
-                f"{owner}: `u0` has shape {u0.shape} but the series has {inputs.shape[1]} inputs"
+                f"{owner}: `u0` has shape {u0.shape} but the series has {inputs.shape[-1]} inputs"
             )
-        return u0
+        return jnp.broadcast_to(u0, inputs[..., 0, :].shape)
     if t0 is not None and not dynamics.is_linear:
         raise ValueError(
             f"{owner}: `u0` is missing: `t0` lies before the first row, and {type(dynamics).__name__} "
             "needs the input that held from there to the first row"
         )
-    return jnp.zeros_like(inputs[0])
+    return jnp.zeros_like(inputs[..., 0, :])
 
 
 def _clock_status(times: Any, gaps: Any, coarse: bool) -> Int[Array, " T"]:
     """What no constructor could check because the clock is traced."""
-    length = times.shape[0]
     if not is_traced((times, gaps)):
-        return jnp.zeros(length, jnp.int32)
+        return jnp.zeros(times.shape, jnp.int32)
     bad = ~jnp.isfinite(times) | ~(gaps >= 0)
     status = jnp.where(bad, Status.TIMES_DECREASING, Status.OK)
     if coarse:
         largest = jnp.maximum(jnp.abs(times), jnp.abs(times - gaps))
         tick = largest * jnp.finfo(times.dtype).eps
-        row = jnp.arange(length)
+        row = jnp.arange(times.shape[-1])
         unresolved = ((gaps > 0) & (gaps < 8 * tick)) | ((gaps == 0) & (tick >= 1) & (row > 0))
         status = jnp.where((status == Status.OK) & unresolved, Status.TIMES_UNRESOLVED, status)
     return status.astype(jnp.int32)

@@ -33,6 +33,7 @@ class Record(NamedTuple):
     move: Affine
     innovation: Float[Array, " dy"]
     innovation_cov: Float[Array, "dy dy"]
+    standardized: Float[Array, " dy"]
     log_likelihood: Float[Array, ""]
     status: Int[Array, ""]
 
@@ -87,6 +88,7 @@ def step(
         move,
         visible(new.innovation),
         visible(new.innovation_cov),
+        visible(new.standardized),
         jnp.where(fine, new.log_likelihood, -jnp.inf),
         status,
     )

@@ -32,14 +32,21 @@ def prepare(
             f"{owner}: `filter` is {getattr(filter, '__name__', type(filter).__name__)}; expected a "
             "filter such as fd.ExtendedKalmanFilter()"
         )
+    if series.times.ndim != 1:
+        raise ValueError(
+            f"{owner}: `series` is a batch of shape {series.times.shape[:-1]}; map over it with "
+            "jax.vmap(lambda s: ...)(series)"
+        )
     filter.check(model)
     return rows_of(owner, model, series, t0, u0, model.dtype(series.observations))
 
 
-def check_model(owner: str, model: StateSpaceModel, rows: Row) -> None:
-    """Shapes of everything that user functions return, once per compilation."""
+def check_model(owner: str, model: StateSpaceModel, rows: Row, any_dy: bool = False) -> None:
+    """Shapes of everything that user functions return, once per compilation. With `any_dy` the
+    series has no observations whose number must be met."""
     u = None if rows.input is None else rows.input[0]
-    model.check(owner, None, u, rows.observation.shape[1], rows.observation.dtype)
+    dy = None if any_dy else rows.observation.shape[1]
+    model.check(owner, None, u, dy, rows.observation.dtype)
 
 
 def moments_are_matched(model: StateSpaceModel, rows: Row) -> bool:
@@ -68,6 +75,7 @@ def _filter(
         r.filtered,
         r.innovation,
         r.innovation_cov,
+        r.standardized,
         r.log_likelihood,
         r.status,
     )
@@ -116,13 +124,10 @@ def filter(
         raise ValueError(f"filter: `history` is {history!r}; expected 'moments' or 'beliefs'")
     rows, plan = prepare("filter", model, series, filter, t0, u0)
     kept, log_likelihood, last_input, matched = _compiled_filter(model, rows, plan, filter)
-    predicted, filtered, innovations, covs, log_likelihoods, statuses = kept
+    *records, log_likelihoods, statuses = kept
     return FilterResult(
         series.times,
-        predicted,
-        filtered,
-        innovations,
-        covs,
+        *records,
         log_likelihoods,
         log_likelihood,
         statuses,

@@ -6,6 +6,7 @@ from filterdyn.linalg.discretize import Discretized, discretize
 from filterdyn.linalg.products import mm, mv
 from filterdyn.linalg.psd import PSD, congruence, factor_of
 from filterdyn.linalg.regression import Regression, regress
+from filterdyn.linalg.sampling import sampling_factor
 from filterdyn.linalg.surrogate import with_derivative_of
 from filterdyn.linalg.triangularize import triangularize
 
@@ -21,6 +22,7 @@ __all__ = [
     "mm",
     "mv",
     "regress",
+    "sampling_factor",
     "triangularize",
     "with_derivative_of",
 ]

@@ -20,6 +20,8 @@ class Conditioned(NamedTuple):
     shift: Float[Array, " dx"]
     cov: PSD
     log_likelihood: Float[Array, ""]
+    #: Innovations made independent and of variance one, 0 where there is none.
+    standardized: Float[Array, " dy"]
     singular: Bool[Array, ""]
 
 
@@ -114,6 +116,8 @@ def condition(
     `noise` is the diagonal of R or R itself (it may be singular). Entries with `observed` False change
     nothing and add exactly 0. `shift` is the posterior mean of delta: working with differences keeps
     the digits when m is large. `singular` says that an observed entry has predictive variance zero.
+    `standardized` are the errors of each entry given the ones before it (and missing ones left out),
+    over their standard deviations: L^-1 (innovation) with L the Cholesky factor of its covariance.
     """
     if noise.ndim == 2:
         rows = jnp.concatenate([h, jnp.where(observed, residual, 0.0)[:, None]], axis=1)
@@ -124,7 +128,7 @@ def condition(
     eps = jnp.finfo(dtype).eps
     log_two_pi = math.log(2 * math.pi)
 
-    def scalar(carry: Any, row: Any) -> tuple[Any, tuple[Array, Array]]:
+    def scalar(carry: Any, row: Any) -> tuple[Any, tuple[Array, Array, Array]]:
         shift, factor, matrix = carry
         h_i, residual_i, r_i, observed_i = row
         fixed_h, fixed_r = stop_gradient(h_i), stop_gradient(r_i)
@@ -143,20 +147,24 @@ def condition(
         gain = jnp.where(use, ph / a, 0.0)
         shift = shift + gain * error
         new_factor = jnp.where(use, swept, factor)
-        smooth = matrix - gain[:, None] * jnp.where(use, ph, 0.0)[None, :]
+        # Joseph's form, of which only the derivative is used: in P - K (H P) it would be lost to
+        # cancellation where r is far below H P H^T.
+        left = matrix - gain[:, None] * mv(matrix, h_i)[None, :]
+        smooth = left - mv(left, h_i)[:, None] * gain[None, :] + r_i * gain[:, None] * gain[None, :]
         new_matrix = with_derivative_of(mm(new_factor, new_factor.T), smooth)
-        return (shift, new_factor, new_matrix), (log_likelihood, observed_i & zero)
+        standardized = error / jnp.sqrt(a)
+        return (shift, new_factor, new_matrix), (log_likelihood, standardized, observed_i & zero)
 
     carry: Any = (jnp.zeros(h.shape[1], dtype), cov.factor, cov.matrix)
     measurements = (h, residual, noise, observed)
     dy = h.shape[0]
-    total, singular = jnp.zeros((), dtype), jnp.array(False)
     if dy <= _UNROLL:
+        each = []
         for i in range(dy):
-            carry, (term, zero) = scalar(carry, tuple(x[i] for x in measurements))
-            total, singular = total + term, singular | zero
+            carry, found = scalar(carry, tuple(x[i] for x in measurements))
+            each.append(found)
+        terms, standardized, zeros = (jnp.stack(x) for x in zip(*each, strict=True))
     else:
-        carry, (terms, zeros) = jax.lax.scan(scalar, carry, measurements)
-        total, singular = terms.sum(), zeros.any()
+        carry, (terms, standardized, zeros) = jax.lax.scan(scalar, carry, measurements)
     shift, factor, matrix = carry
-    return Conditioned(shift, PSD(factor, matrix), total, singular)
+    return Conditioned(shift, PSD(factor, matrix), terms.sum(), standardized, zeros.any())

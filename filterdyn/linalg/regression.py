@@ -36,7 +36,7 @@ def regress(p: PSD, phi: Float[Array, "dx dx"], noise: PSD) -> Regression:
     bottom = jnp.concatenate([s, jnp.zeros_like(s)], axis=1)
     joint = triangularize(jnp.concatenate([top, bottom], axis=0))
     a, b, c = joint[:n, :n], joint[n:, :n], joint[n:, n:]
-    inverse = _generalised_inverse(a)
+    inverse = generalised_inverse(a)
     gain = mm(b, inverse)
     next_smooth = mm(mm(phi, p.matrix), phi.T) + noise.matrix
     next_matrix = with_derivative_of(mm(a, a.T), next_smooth)
@@ -48,7 +48,7 @@ def regress(p: PSD, phi: Float[Array, "dx dx"], noise: PSD) -> Regression:
     return Regression(gain, rest, PSD(a, next_matrix))
 
 
-def _generalised_inverse(a: Float[Array, "n n"]) -> Float[Array, "n n"]:
+def generalised_inverse(a: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """The inverse of a lower triangular A without the rows and columns of negligible pivots."""
     n = a.shape[0]
     eps = jnp.finfo(a.dtype).eps

@@ -1,0 +1,167 @@
+"""`forecast`: the state and the measurements after the last row."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from filterdyn._checks import check_count, check_key, is_traced
+from filterdyn._compile import compiled
+from filterdyn.beliefs import Gaussian
+from filterdyn.dynamics import Plan
+from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters.predicted import PredictedObservation
+from filterdyn.filters.results import FilterResult
+from filterdyn.filters.rows import Row, rows_of
+from filterdyn.filters.scan import State, advance
+from filterdyn.filters.verbs import check_model
+from filterdyn.model import StateSpaceModel
+from filterdyn.simulation import blank_series, simulate_rows
+
+
+class Forecast(eqx.Module):
+    """The state and the measurements at later times, given the data so far.
+
+    - `times` (H,);
+    - `state_mean` (H, dx), `state_cov` (H, dx, dx);
+    - `observation_mean` (H, dy), `observation_cov` (H, dy, dy): of the measurement itself, its noise
+      included, in its own units (for `LogNormal` too);
+    - `samples` (num_samples, H, dy): simulated measurements, if a key was given, else `None`. They
+      start from draws of the last belief and are not linearised;
+    - `status`: an integer of `Status`; after a failure everything is NaN.
+    """
+
+    times: Float[Any, " H"]
+    state_mean: Float[Array, "H dx"]
+    state_cov: Float[Array, "H dx dx"]
+    observation_mean: Float[Array, "H dy"]
+    observation_cov: Float[Array, "H dy dy"]
+    samples: Float[Array, "num_samples H dy"] | None
+    status: Int[Array, ""]
+    predicted: PredictedObservation
+
+    def observation_interval(
+        self, probability: float
+    ) -> tuple[Float[Array, "H dy"], Float[Array, "H dy"]]:
+        """Lower and upper end of the central interval of each measurement."""
+        return self.predicted.interval(probability)
+
+
+def _forecast(
+    model: StateSpaceModel,
+    state: State,
+    rows: Row,
+    plan: Plan,
+    filter: AbstractFilter,
+    key: Array | None,
+    num_samples: int,
+) -> tuple[Any, ...]:
+    check_model("forecast", model, rows, any_dy=True)
+    table = model.dynamics.tabulate(plan)
+
+    def one(state: State, row: Row) -> tuple[State, Any]:
+        belief, _, status = advance(filter, model, table, state, row)
+        seen = filter.predict_observation(model, belief, row.time, row.input)
+        return State(belief, status), (belief.mean, belief.cov, seen)
+
+    end, (mean, cov, seen) = jax.lax.scan(one, state, rows)
+    moments = (mean, cov, *seen.moments())
+    samples = None
+    if key is not None:
+        samples = _samples(model, state.belief, rows, plan, key, num_samples)
+    fine = end.status == 0
+    visible = lambda tree: jax.tree.map(lambda x: jnp.where(fine, x, jnp.nan), tree)
+    return *visible(moments), visible(samples), end.status, visible(seen)
+
+
+def _samples(
+    model: StateSpaceModel,
+    belief: Gaussian,
+    rows: Row,
+    plan: Plan,
+    key: Array,
+    num_samples: int,
+) -> Float[Array, "S H dy"]:
+    def one(key: Array) -> Array:
+        key_start, key_path = jax.random.split(key)
+        start = belief.sample(key_start)
+        return simulate_rows(model, start, rows, plan, key_path)[1]
+
+    return jax.vmap(one)(jax.random.split(key, num_samples))
+
+
+_compiled_forecast = compiled("forecast", _forecast)
+
+
+def forecast_from(
+    model: StateSpaceModel,
+    filter: AbstractFilter,
+    state: State,
+    last_time: Any,
+    last_input: Any,
+    times: Any,
+    inputs: Any,
+    key: Array | None,
+    num_samples: int,
+) -> Forecast:
+    """The forecast from a belief that holds at `last_time`."""
+    num_samples = check_count("forecast", "num_samples", num_samples)
+    if key is not None:
+        check_key("forecast", key)
+    if inputs is None and last_input is not None:
+        inputs = jnp.broadcast_to(last_input, (*jnp.shape(times), *last_input.shape))
+    series = blank_series("forecast", model, times, inputs)
+    if not is_traced((series.times, last_time)) and series.times[0] < np.asarray(last_time):
+        raise ValueError(
+            f"forecast: `times` begins at {float(series.times[0])!r}, before the last filtered row at "
+            f"{float(last_time)!r}"
+        )
+    dtype = state.belief.mean.dtype
+    rows, plan = rows_of("forecast", model, series, last_time, last_input, dtype)
+    return Forecast(
+        series.times, *_compiled_forecast(model, state, rows, plan, filter, key, num_samples)
+    )
+
+
+def forecast(
+    model: StateSpaceModel,
+    result: FilterResult,
+    times: Any,
+    inputs: Any = None,
+    *,
+    key: Array | None = None,
+    num_samples: int = 1000,
+) -> Forecast:
+    """The state and the measurements at `times`, given the series that was filtered.
+
+    **Arguments:**
+
+    - `model`, `result`: the model and what `filter` returned for it;
+    - `times` (H,), non-decreasing, from the last row on; discrete dynamics make one transition to
+      each;
+    - `inputs` (H, du), as in a `Series`; `None` holds the last input;
+    - `key`, `num_samples`: with a key, that many simulated futures come too.
+
+    **Returns:** a `Forecast`.
+
+    **Raises:** `ValueError` for times before the last row and for shapes that disagree.
+    """
+    if not isinstance(result, FilterResult):
+        raise TypeError(
+            f"forecast: `result` is {type(result).__name__}; expected what fd.filter returned"
+        )
+    last = jax.tree.map(lambda x: x[-1], (result.filtered, result.statuses))
+    return forecast_from(
+        model,
+        result.filter,
+        State(*last),
+        result.times[-1],
+        result.last_input,
+        times,
+        inputs,
+        key,
+        num_samples,
+    )
