@@ -11,6 +11,7 @@ from filterdyn.filters import (
     log_likelihood,
 )
 from filterdyn.forecasting import Forecast, forecast
+from filterdyn.inference import ObservedSeries, to_datatree
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
 from filterdyn.observations import GaussianObservation, LinearObservation, Observation

@@ -17,9 +17,10 @@ from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.rows import Row, rows_of
 from filterdyn.filters.scan import State, advance
-from filterdyn.filters.verbs import check_model
+from filterdyn.filters.verbs import check_is_model, check_model
 from filterdyn.model import StateSpaceModel
-from filterdyn.simulation import blank_series, simulate_rows
+from filterdyn.series import blank
+from filterdyn.simulation import simulate_rows
 
 
 class Forecast(eqx.Module):
@@ -113,7 +114,8 @@ def forecast_from(
         check_key("forecast", key)
     if inputs is None and last_input is not None:
         inputs = jnp.broadcast_to(last_input, (*jnp.shape(times), *last_input.shape))
-    series = blank_series("forecast", model, times, inputs)
+    check_is_model("forecast", model)
+    series = blank("forecast", times, inputs, state.belief.mean.dtype)
     if not is_traced((series.times, last_time)) and series.times[0] < np.asarray(last_time):
         raise ValueError(
             f"forecast: `times` begins at {float(series.times[0])!r}, before the last filtered row at "

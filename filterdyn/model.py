@@ -15,7 +15,7 @@ from filterdyn.dynamics import AbstractDynamics
 from filterdyn.moments import conditional_moments
 from filterdyn.observations import AbstractObservation
 
-_BATCH_RECIPE = (
+BATCH_RECIPE = (
     "make a batch of models with equinox.filter_vmap(make)(parameters), where make(one) builds one "
     "model and holds its parameters as array fields of equinox modules"
 )
@@ -70,7 +70,7 @@ class StateSpaceModel(eqx.Module):
         if len(initial.event_shape) != 1 or initial.batch_shape != ():
             if len(initial.event_shape) == 1:
                 raise ValueError(
-                    f"{owner}: `initial` has {shape}; expected one distribution. To {_BATCH_RECIPE}"
+                    f"{owner}: `initial` has {shape}; expected one distribution. To {BATCH_RECIPE}"
                 )
             raise ValueError(
                 f"{owner}: `initial` has {shape}; expected batch shape () and event shape (dx,): "

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from filterdyn._checks import float_array, is_traced
+from filterdyn._checks import check_finite, float_array, is_traced
 
 _NAME = "Series"
 
@@ -196,7 +196,37 @@ def _is_coarse(times: Any) -> bool:
     return is_traced(times) and times.dtype != jnp.float64
 
 
-def clock(owner: str, name: str, times: Any) -> Any:
+def blank(
+    owner: str, times: Any, inputs: Any, dtype: Any, batch_shape: tuple[int, ...] = ()
+) -> Series:
+    """Rows at `times` (*batch, T) in which everything is missing: a timeline to simulate on."""
+    series = object.__new__(Series)
+    times = clock(owner, "times", times, 1 + len(batch_shape))
+    if inputs is not None:
+        inputs = float_array(owner, "inputs", inputs)
+        if inputs.ndim == times.ndim:
+            inputs = inputs[..., None]
+        if inputs.shape[:-1] != times.shape:
+            raise ValueError(
+                f"{owner}: `inputs` has shape {inputs.shape} but `times` has shape {times.shape}; "
+                "the first axes must agree"
+            )
+        check_finite(owner, "inputs", inputs)
+    parts = dict(
+        times=times,
+        observations=jnp.full((*times.shape, 1), jnp.nan, dtype),
+        inputs=inputs,
+        gaps=_gaps(times),
+        coarse_clock=_is_coarse(times),
+        observation_names=None,
+        input_names=None,
+    )
+    for name, value in parts.items():
+        object.__setattr__(series, name, value)
+    return series
+
+
+def clock(owner: str, name: str, times: Any, ndim: int = 1) -> Any:
     """Times as float64 NumPy (concrete, checked) or as a traced array."""
     if is_traced(times):
         times = jnp.asarray(times)
@@ -213,19 +243,24 @@ def clock(owner: str, name: str, times: Any) -> Any:
                 f"{owner}: `{name}` has dtype {np.asarray(times).dtype}; expected real numbers "
                 "(dates become seconds with Series.from_dataframe)"
             ) from None
-    if times.ndim != 1:
-        raise ValueError(f"{owner}: `{name}` has shape {times.shape}; expected (T,)")
-    if times.shape[0] == 0:
+    if times.ndim != ndim:
+        expected = f"({'S, ' * (ndim - 1)}T{',' * (ndim == 1)})"
+        raise ValueError(f"{owner}: `{name}` has shape {times.shape}; expected {expected}")
+    if times.shape[-1] == 0:
         raise ValueError(f"{owner}: `{name}` is empty; expected at least one row")
     if not is_traced(times):
-        bad = np.flatnonzero(~np.isfinite(times))
+        bad = np.argwhere(~np.isfinite(times))
         if bad.size:
-            raise ValueError(f"{owner}: `{name}` is {times[bad[0]]} in row {bad[0]}; expected finite")
-        bad = np.flatnonzero(np.diff(times) < 0)
-        if bad.size:
-            k = int(bad[0])
+            where = tuple(bad[0])
             raise ValueError(
-                f"{owner}: `{name}` decreases from {times[k]!r} (row {k}) to {times[k + 1]!r} "
+                f"{owner}: `{name}` is {times[where]} in row {where[-1]}; expected finite numbers"
+            )
+        bad = np.argwhere(np.diff(times) < 0)
+        if bad.size:
+            *one, k = (int(i) for i in bad[0])
+            before, after = (float(times[(*one, j)]) for j in (k, k + 1))
+            raise ValueError(
+                f"{owner}: `{name}` decreases from {before!r} (row {k}) to {after!r} "
                 f"(row {k + 1}); expected non-decreasing times"
             )
     return times
@@ -237,8 +272,8 @@ def _times(times: Any) -> Any:
 
 def _gaps(times: Any) -> Any:
     if is_traced(times):
-        return jnp.concatenate([jnp.zeros_like(times[:1]), jnp.diff(times)])
-    return np.concatenate([np.zeros(1), np.diff(times)])
+        return jnp.concatenate([jnp.zeros_like(times[..., :1]), jnp.diff(times)], axis=-1)
+    return np.concatenate([np.zeros_like(times[..., :1]), np.diff(times)], axis=-1)
 
 
 def _columns(name: str, value: Any, times: Any) -> Array:

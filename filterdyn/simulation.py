@@ -11,9 +11,9 @@ from filterdyn._checks import check_count, check_key
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Interval, Plan
 from filterdyn.filters.rows import Row, rows_of
-from filterdyn.filters.verbs import check_model
+from filterdyn.filters.verbs import check_is_model, check_model
 from filterdyn.model import StateSpaceModel
-from filterdyn.series import Series
+from filterdyn.series import blank
 
 
 class Simulation(eqx.Module):
@@ -27,18 +27,6 @@ class Simulation(eqx.Module):
     times: Float[Any, " T"]
     states: Float[Array, "*S T dx"]
     observations: Float[Array, "*S T dy"]
-
-
-def blank_series(
-    owner: str, model: StateSpaceModel, times: Any, inputs: Any, observation_names: Any = None
-) -> Series:
-    """A series at `times` in which everything is missing."""
-    if not isinstance(model, StateSpaceModel):
-        raise TypeError(f"{owner}: `model` is {type(model).__name__}; expected a StateSpaceModel")
-    shape = jnp.shape(times)
-    # A wrong `times` is refused by Series, with a message about `times`.
-    rows = shape[0] if len(shape) == 1 else 1
-    return Series(times, jnp.full((rows, 1), jnp.nan, model.dtype()), inputs)
 
 
 def simulate_rows(
@@ -110,7 +98,8 @@ def simulate(
     if num_samples is not None:
         num_samples = check_count("simulate", "num_samples", num_samples)
     check_key("simulate", key)
-    series = blank_series("simulate", model, times, inputs)
+    check_is_model("simulate", model)
+    series = blank("simulate", times, inputs, model.dtype())
     rows, plan = rows_of("simulate", model, series, t0, u0, model.dtype(series.observations))
     states, observations = _compiled_simulate(model, rows, plan, key, num_samples)
     return Simulation(series.times, states, observations)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -14,12 +15,14 @@ def gated(step: Callable[..., Any], ok: Callable[[Any], Any], *example: Any) -> 
     0 * NaN reaches the parameter `a`, which under `vmap` other series share. Here the tangents are
     masked on both sides of the linearised step. The mask on the inputs is, transposed, a mask on the
     cotangents that leave the step, those of everything `step` closes over included: closed-over
-    arrays are made explicit arguments first.
+    arrays are made explicit arguments first. (By Equinox: `jax.closure_convert` leaves out what is
+    not being differentiated, and the batched arrays of a `vmap` would leak.)
     """
-    closed, captured = jax.closure_convert(step, *example)
+    closed = eqx.filter_closure_convert(step, *example)
+    captured, static = eqx.partition(closed, eqx.is_array)
 
     def explicit(args: Any, captured: Any) -> Any:
-        return closed(*args, *captured)
+        return eqx.combine(captured, static)(*args)
 
     @jax.custom_jvp
     def run(args: Any, captured: Any) -> Any:

@@ -17,21 +17,31 @@ from filterdyn.moments import conditional_moments
 from filterdyn.series import Series
 
 
-def prepare(
-    owner: str, model: StateSpaceModel, series: Series, filter: AbstractFilter, t0: Any, u0: Any
-) -> tuple[Row, Plan]:
-    """Check the arguments of a verb and lay the series out as rows."""
+def check_is_model(owner: str, model: Any) -> None:
+    """**Raises:** `TypeError` for anything else."""
     if not isinstance(model, StateSpaceModel):
         raise TypeError(f"{owner}: `model` is {type(model).__name__}; expected a StateSpaceModel")
-    if not isinstance(series, Series):
-        raise TypeError(
-            f"{owner}: `series` is {type(series).__name__}; expected fd.Series(times, observations)"
-        )
+
+
+def check_is_filter(owner: str, filter: Any) -> None:
+    """**Raises:** `TypeError` for anything else, a filter's class among them."""
     if not isinstance(filter, AbstractFilter):
         raise TypeError(
             f"{owner}: `filter` is {getattr(filter, '__name__', type(filter).__name__)}; expected a "
             "filter such as fd.ExtendedKalmanFilter()"
         )
+
+
+def prepare(
+    owner: str, model: StateSpaceModel, series: Series, filter: AbstractFilter, t0: Any, u0: Any
+) -> tuple[Row, Plan]:
+    """Check the arguments of a verb and lay the series out as rows."""
+    check_is_model(owner, model)
+    if not isinstance(series, Series):
+        raise TypeError(
+            f"{owner}: `series` is {type(series).__name__}; expected fd.Series(times, observations)"
+        )
+    check_is_filter(owner, filter)
     if series.times.ndim != 1:
         raise ValueError(
             f"{owner}: `series` is a batch of shape {series.times.shape[:-1]}; map over it with "

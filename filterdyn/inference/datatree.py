@@ -1,0 +1,174 @@
+"""Posterior samples as an ArviZ data tree, with what a series needs: a time axis, and a
+log-likelihood of every row."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jaxtyping import Array
+from numpyro import handlers
+from numpyro.infer import MCMC
+
+from filterdyn._checks import check_key
+from filterdyn.inference.observed_series import ObservedSeries
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+#: So many posterior draws are run through the model at once.
+_CHUNK = 64
+_STATISTICS = {
+    "potential_energy": "lp",
+    "adapt_state.step_size": "step_size",
+    "num_steps": "n_steps",
+    "accept_prob": "acceptance_rate",
+}
+
+
+def to_datatree(
+    mcmc_or_samples: MCMC | Mapping[str, Any],
+    model: Callable[..., Any],
+    *args: Any,
+    site: str = "y",
+    key: Array | None = None,
+    observation_names: Any = None,
+    **kwargs: Any,
+) -> "DataTree":
+    """Posterior samples of a NumPyro model with an `ObservedSeries` as an ArviZ `DataTree`.
+
+    **Arguments:**
+
+    - `mcmc_or_samples`: an `MCMC` after its run, or a dictionary of samples with one leading axis
+      (what a guide or `Predictive` gives), which becomes a single chain;
+    - `model`, `*args`, `**kwargs`: the NumPyro model as it was run, the data included;
+    - `site`: the name of the `ObservedSeries` in it;
+    - `key`: random key of the replicated data (default `jax.random.key(0)`);
+    - `observation_names`: names of the observed quantities, for the axis `observation`.
+
+    **Returns** a `DataTree` with the groups
+
+    - `posterior`: the samples, (chain, draw, ...);
+    - `posterior_predictive`: a replicated series for every draw, (chain, draw, time, observation);
+    - `log_likelihood`: log p(y_t | y_1:t-1) of every row with an observed entry, (chain, draw, time):
+      the pointwise log-likelihood that `arviz_stats.loo` needs (a whole series is one number, from
+      which no cross-validation can be made);
+    - `observed_data`: (time, observation), NaN where missing;
+    - `sample_stats`, for an `MCMC`: divergences and what else it recorded.
+
+    A batch of series has a leading axis `series`; its log-likelihood has one axis `row` over all
+    observed rows, with coordinates `series` and `time`.
+
+    **Raises:** `KeyError` if the model has no site of that name, `TypeError` if the site is not an
+    observed `ObservedSeries`.
+    """
+    from arviz_base import from_dict  # ArviZ takes as long to import as all the rest
+
+    samples, statistics = _samples(mcmc_or_samples)
+    chains, draws = next(iter(samples.values())).shape[:2]
+    key = jax.random.key(0) if key is None else key
+    check_key("to_datatree", key)
+
+    def at_site(sample: Any) -> tuple[ObservedSeries, Any]:
+        seeded = handlers.seed(handlers.substitute(model, data=sample), jax.random.key(0))
+        trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        return _observed_series(trace, site)
+
+    def one(inputs: tuple[Any, Array]) -> tuple[Array, Array]:
+        sample, key = inputs
+        distribution, y = at_site(sample)
+        shape = y.shape[: y.ndim - 2 - len(distribution.batch_shape)]
+        return distribution.sample(key, shape), distribution.log_likelihoods(y)
+
+    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in samples.items()}
+    distribution, y = at_site({name: x[0] for name, x in flat.items()})
+    keys = jax.random.split(key, chains * draws)
+    run = jax.jit(lambda inputs: jax.lax.map(one, inputs, batch_size=min(_CHUNK, len(keys))))
+    replicated, pointwise = (np.asarray(x) for x in run((flat, keys)))
+
+    y = np.asarray(y)
+    series_axes = [f"series_{i}" if i else "series" for i in range(y.ndim - 2)]
+    dims = [*series_axes, "time", "observation"]
+    names = range(y.shape[-1]) if observation_names is None else observation_names
+    coords: dict[str, Any] = {"observation": list(names)}
+    times = np.asarray(distribution.series.times)
+    if times.ndim == 1:
+        coords["time"] = times
+    seen = ~np.isnan(y).all(-1)
+    grouped = lambda x: x.reshape(chains, draws, *x.shape[1:])
+    log_likelihood = grouped(pointwise)[:, :, seen]
+    data = {
+        "posterior": samples,
+        "posterior_predictive": {site: grouped(replicated)},
+        "observed_data": {site: y},
+    }
+    if statistics:
+        data["sample_stats"] = statistics
+    tree = from_dict(data, coords=coords, dims={site: dims}, attrs=_attributes())
+    rows = "time" if y.ndim == 2 else "row"
+    row_times = np.broadcast_to(times, seen.shape)[seen]
+    row_coords = {"time": row_times} if y.ndim == 2 else {"row": np.arange(seen.sum())}
+    pointwise_tree = from_dict(
+        {"log_likelihood": {site: log_likelihood}}, coords=row_coords, dims={site: [rows]}
+    )
+    group = pointwise_tree["log_likelihood"].to_dataset()
+    if y.ndim > 2:
+        where = np.argwhere(seen)
+        group = group.assign_coords(
+            time=(rows, row_times),
+            **{axis: (rows, where[:, i]) for i, axis in enumerate(series_axes)},
+        )
+    tree["log_likelihood"] = type(tree)(group)
+    return tree
+
+
+def _samples(
+    mcmc_or_samples: MCMC | Mapping[str, Any],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Samples (chain, draw, ...) and sample statistics."""
+    if isinstance(mcmc_or_samples, Mapping):
+        samples = {name: np.asarray(x)[None] for name, x in mcmc_or_samples.items()}
+        if not samples:
+            raise ValueError("to_datatree: `mcmc_or_samples` is empty; expected samples by name")
+        return samples, {}
+    if not hasattr(mcmc_or_samples, "get_samples"):
+        raise TypeError(
+            f"to_datatree: `mcmc_or_samples` is {type(mcmc_or_samples).__name__}; expected "
+            "numpyro.infer.MCMC or a dictionary of samples"
+        )
+    samples = mcmc_or_samples.get_samples(group_by_chain=True)
+    samples = {name: np.asarray(x) for name, x in samples.items()}
+    statistics = {}
+    for name, value in mcmc_or_samples.get_extra_fields(group_by_chain=True).items():
+        if isinstance(value, (dict, tuple)):
+            continue
+        value = np.asarray(value)
+        # ArviZ's `lp` is a log-density; a potential energy is its negative.
+        statistics[_STATISTICS.get(name, name)] = -value if name == "potential_energy" else value
+        if name == "num_steps":
+            statistics["tree_depth"] = np.log2(np.maximum(value, 1)).astype(int) + 1
+    return samples, statistics
+
+
+def _observed_series(trace: Mapping[str, Any], site: str) -> tuple[ObservedSeries, Any]:
+    if site not in trace:
+        raise KeyError(
+            f"to_datatree: the model has no site {site!r}; its sites are {sorted(trace)}"
+        )
+    node = trace[site]
+    distribution = node.get("fn")
+    while isinstance(distribution, numpyro.distributions.ExpandedDistribution):
+        distribution = distribution.base_dist
+    if not isinstance(distribution, ObservedSeries) or not node["is_observed"]:
+        raise TypeError(
+            f"to_datatree: site {site!r} is "
+            f"{'an unobserved ' if not node.get('is_observed') else ''}{type(distribution).__name__};"
+            " expected an observed fd.ObservedSeries (pass the data as the model was run)"
+        )
+    return distribution, jnp.asarray(node["value"])
+
+
+def _attributes() -> dict[str, Any]:
+    return {"/": {"inference_library": "numpyro", "inference_library_version": numpyro.__version__}}

@@ -1,0 +1,222 @@
+"""A state-space model as a NumPyro distribution over whole series."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+from numpyro.distributions import constraints
+
+from filterdyn._checks import float_array, is_traced
+from filterdyn._compile import compiled
+from filterdyn.dynamics import Plan
+from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters.rows import Row, rows_of
+from filterdyn.filters.scan import run
+from filterdyn.filters.verbs import check_is_filter, check_is_model, check_model
+from filterdyn.inference.support import SeriesSupport, series_support
+from filterdyn.model import BATCH_RECIPE, StateSpaceModel
+from filterdyn.series import blank
+from filterdyn.simulation import simulate_model
+
+_NAME = "ObservedSeries"
+
+
+class ObservedSeries(dist.Distribution):
+    """The distribution of the observations of a state-space model, event shape (T, dy).
+
+    `log_prob` is the marginal likelihood that the filter computes, in which NaN marks a missing
+    entry; `sample` simulates the model (the filter takes no part in it). So NUTS, SVI, `Predictive`,
+    `numpyro.infer.log_likelihood` and plates work as with any other distribution:
+
+        numpyro.sample("y", fd.ObservedSeries(model, times, filter=fd.KalmanFilter()), obs=y)
+
+    A value with further leading axes is that many series of the same model: in a plate over series
+    that share their parameters nothing else is needed. Series with parameters of their own are a
+    batch of models, `equinox.filter_vmap(make)(parameters)`, and series with times of their own
+    (ragged ones padded by `stack`) have `times` (S, T); either is declared by `batch_shape=(S,)`.
+
+    A series in which anything fails has log-density `-inf`, and its derivative is 0.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's own class attribute)
+    reparametrized_params: list[str] = []  # noqa: RUF012  (the same)
+    pytree_data_fields = ("model", "series", "filter", "key", "t0", "u0")
+
+    def __init__(
+        self,
+        model: StateSpaceModel,
+        times: Any,
+        inputs: Any = None,
+        *,
+        filter: AbstractFilter,
+        key: Array | None = None,
+        t0: Any = None,
+        u0: Any = None,
+        batch_shape: tuple[int, ...] = (),
+        validate_args: bool | None = None,
+    ):
+        """**Arguments:**
+
+        - `model`: one model, or a batch of shape (S,);
+        - `times` (T,), or (S, T); `inputs` (T, du) or (S, T, du), as in a `Series`;
+        - `filter`: whose likelihood it is; `key`: needed by stochastic filters only;
+        - `t0`, `u0`: as for `filter`;
+        - `batch_shape`: `()` for one model on one timeline, `(S,)` for a batch; never inferred.
+
+        **Raises:** `ValueError` for shapes that disagree, `TypeError` if the filter cannot treat the
+        model.
+        """
+        check_is_model(_NAME, model)
+        check_is_filter(_NAME, filter)
+        batch_shape = tuple(int(n) for n in batch_shape)
+        if model.batch_shape not in ((), batch_shape):
+            raise ValueError(
+                f"{_NAME}: `model` is a batch of shape {model.batch_shape} but `batch_shape` is "
+                f"{batch_shape}; give batch_shape={model.batch_shape}"
+            )
+        if any(jnp.ndim(x) for x in (t0,) if x is not None) and jnp.ndim(times) == 1:
+            times = jnp.broadcast_to(times, (*batch_shape, *jnp.shape(times)))
+        many = jnp.ndim(times) > 1
+        if many and (not batch_shape or jnp.shape(times)[:-1] != batch_shape):
+            raise ValueError(
+                f"{_NAME}: `times` has shape {jnp.shape(times)} but `batch_shape` is {batch_shape}; "
+                f"expected times (T,), or batch_shape={jnp.shape(times)[:-1]} for a batch"
+            )
+        self.model = model
+        self.series = blank(_NAME, times, inputs, model.dtype(), batch_shape if many else ())
+        self.filter = filter
+        self.key = key
+        self.t0 = t0
+        self.u0 = u0
+        u = None if self.series.inputs is None else self.series.inputs[..., 0, :]
+        dy = self._look(model, u, many)
+        super().__init__(
+            batch_shape, (self.series.times.shape[-1], dy), validate_args=validate_args
+        )
+
+    def _look(self, model: StateSpaceModel, u: Any, many: bool) -> int:
+        """Number of observed quantities; the filter checks the model on the way."""
+
+        def one(model: StateSpaceModel, u: Any) -> Array:
+            self.filter.check(model)
+            return jnp.zeros(model.dy(jnp.zeros((), model.dtype()), u))
+
+        look: Callable[..., Any] = one
+        for _ in model.batch_shape:
+            look = eqx.filter_vmap(look, in_axes=(eqx.if_array(0), None))
+        if many:
+            u = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[0], u)
+        return int(eqx.filter_eval_shape(look, model, u).shape[-1])
+
+    @property
+    def support(self) -> SeriesSupport:
+        """What the observation distribution supports, entry by entry; NaN is missing."""
+        if self.model.batch_shape != ():
+            return SeriesSupport(constraints.real)
+        u = None if self.series.inputs is None else self.series.inputs.reshape(
+            -1, self.series.inputs.shape[-1]
+        )[0]
+        return series_support(self.model, u)
+
+    def _rows(self, *others: Any) -> tuple[Row, Plan]:
+        dtype = self.model.dtype(*others)
+        return rows_of(_NAME, self.model, self.series, self.t0, self.u0, dtype)
+
+    def _value(self, value: Any) -> Float[Array, "n *S T dy"]:
+        value = float_array(_NAME, "value", value)
+        if value.shape[-2:] != self.event_shape:
+            raise ValueError(
+                f"{_NAME}: the value has shape {value.shape}; expected (..., "
+                f"{', '.join(str(n) for n in (*self.batch_shape, *self.event_shape))})"
+            )
+        if not is_traced(value) and np.isinf(np.asarray(value)).any():
+            raise ValueError(
+                f"{_NAME}: the value has infinite entries; expected finite numbers, or NaN for a "
+                "missing entry"
+            )
+        lead = jnp.broadcast_shapes(value.shape[:-2], self.batch_shape)
+        return jnp.broadcast_to(value, (*lead, *self.event_shape))
+
+    def _log_density(self, value: Any, pointwise: bool) -> Array:
+        value = self._value(value)
+        lead = value.shape[:-2]
+        flat = value.reshape(-1, *self.batch_shape, *self.event_shape)
+        rows, plan = self._rows(value)
+        out = _compiled_log_density(
+            self.model, rows, plan, self.filter, self.batch_shape, flat, pointwise
+        )
+        return out.reshape(*lead, *out.shape[1 + len(self.batch_shape) :])
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> Array:
+        """The log-density of one or more series, from which missing (NaN) entries are left out."""
+        return self._log_density(value, pointwise=False)
+
+    def log_likelihoods(self, value: Any) -> Float[Array, "*S T"]:
+        """log p(y_t | y_1:t-1) in every row; their sum is `log_prob`."""
+        return self._log_density(value, pointwise=True)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Simulated observations, `sample_shape` of them, nothing missing."""
+        rows, plan = self._rows()
+        shape = (int(np.prod(sample_shape)), *self.batch_shape)
+        keys = jax.random.split(key, shape)
+        out = _compiled_sample(self.model, rows, plan, self.batch_shape, keys)
+        return out.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
+
+
+def _over_batch(
+    function: Callable[..., Array],
+    model: StateSpaceModel,
+    rows: Row,
+    batch_shape: tuple[int, ...],
+    each: Array,
+) -> Array:
+    """`function(model, rows, one)` for all of `each` (n, *batch_shape, ...)."""
+    axes = (
+        eqx.if_array(0) if model.batch_shape else None,
+        eqx.if_array(0) if rows.time.ndim > 1 else None,
+        0,
+    )
+    for _ in batch_shape:
+        function = eqx.filter_vmap(function, in_axes=axes)
+    if len(each) == 1:
+        return function(model, rows, each[0])[None]
+    return eqx.filter_vmap(function, in_axes=(None, None, 0))(model, rows, each)
+
+
+def _log_density(
+    model: StateSpaceModel,
+    rows: Row,
+    plan: Plan,
+    filter: AbstractFilter,
+    batch_shape: tuple[int, ...],
+    values: Array,
+    pointwise: bool,
+) -> Array:
+    def one(model: StateSpaceModel, rows: Row, y: Array) -> Array:
+        rows = rows._replace(observation=y.astype(rows.observation.dtype))
+        check_model(_NAME, model, rows)
+        keep = lambda record: record.log_likelihood if pointwise else None
+        _, total, each = run(filter, model, rows, plan, keep)
+        return each if pointwise else total
+
+    return _over_batch(one, model, rows, batch_shape, values)
+
+
+def _sample(
+    model: StateSpaceModel, rows: Row, plan: Plan, batch_shape: tuple[int, ...], keys: Array
+) -> Array:
+    def one(model: StateSpaceModel, rows: Row, key: Array) -> Array:
+        check_model(_NAME, model, rows, any_dy=True)
+        return simulate_model(model, rows, plan, key)[1]
+
+    return _over_batch(one, model, rows, batch_shape, keys)
+
+
+_compiled_log_density = compiled("ObservedSeries.log_prob", _log_density)
+_compiled_sample = compiled("ObservedSeries.sample", _sample)

@@ -1,0 +1,56 @@
+"""The support of a distribution over series: that of each entry, NaN being a missing one."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro.distributions import biject_to, constraints
+
+from filterdyn.model import StateSpaceModel
+
+
+class SeriesSupport(constraints.Constraint):
+    """Arrays (..., T, dy) whose entries satisfy `entry`, or are NaN."""
+
+    event_dim = 2
+
+    def __init__(self, entry: Any):
+        self.entry = entry
+        self.is_discrete = entry.is_discrete
+
+    def __call__(self, x: Any) -> Array:
+        return (jnp.isnan(x) | self.entry(x)).all((-2, -1))
+
+    def feasible_like(self, prototype: Any) -> Array:
+        return self.entry.feasible_like(prototype)
+
+    def tree_flatten(self) -> Any:
+        return (), ((), dict(entry=self.entry, is_discrete=self.is_discrete))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SeriesSupport) and self.entry == other.entry
+
+    def __hash__(self) -> int:
+        return hash(("SeriesSupport", type(self.entry)))
+
+
+def series_support(model: StateSpaceModel, u: Any) -> SeriesSupport:
+    """The support of the observation distribution; real numbers where it depends on parameters."""
+    found: list[Any] = []
+
+    def look(x: Array) -> Array:
+        found.append(model.observation.distribution(jnp.zeros((), x.dtype), x, u).support)
+        return x
+
+    jax.eval_shape(look, jnp.zeros(model.dx, model.dtype()))
+    (entry,) = found
+    while isinstance(entry, constraints.independent):
+        entry = entry.base_constraint
+    depends = constraints.is_dependent(entry) or entry.event_dim or jax.tree.leaves(entry)
+    return SeriesSupport(constraints.real if depends else entry)
+
+
+@biject_to.register(SeriesSupport)
+def _(support: SeriesSupport) -> Any:
+    return biject_to(constraints.independent(support.entry, 2))
