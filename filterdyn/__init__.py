@@ -15,6 +15,7 @@ from filterdyn.inference import ObservedSeries, to_datatree
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
 from filterdyn.observations import GaussianObservation, LinearObservation, Observation
+from filterdyn.online import OnlineFilter, OnlineState, StepResult
 from filterdyn.series import Series, stack
 from filterdyn.simulation import Simulation, simulate
 from filterdyn.smoothers import SmootherResult, sample_paths, smooth

@@ -13,24 +13,27 @@ def is_traced(tree: Any) -> bool:
 
 def float_array(owner: str, name: str, value: Any) -> jax.Array:
     """`value` as a floating JAX array; integers and booleans are promoted, objects are refused."""
-    if isinstance(value, jax.Array):
-        dtype = value.dtype
-    else:
-        try:
-            value = np.asarray(value)
-        except ValueError as error:
-            raise ValueError(f"{owner}: `{name}` is not a rectangular array: {error}") from None
-        dtype = value.dtype
-        if dtype == object or dtype.kind in "USMmV":
-            raise TypeError(
-                f"{owner}: `{name}` has dtype {dtype}; expected real numbers "
-                "(NaN, not None, marks a missing value)"
-            )
-    if jnp.issubdtype(dtype, jnp.complexfloating):
+    if not isinstance(value, jax.Array):
+        value = as_numbers(owner, name, value)
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
         raise TypeError(f"{owner}: `{name}` is complex; expected real numbers")
-    if jnp.issubdtype(dtype, jnp.floating):
+    if jnp.issubdtype(value.dtype, jnp.floating):
         return jnp.asarray(value)
     return jnp.asarray(value, dtype=jnp.result_type(float))
+
+
+def as_numbers(owner: str, name: str, value: Any) -> np.ndarray:
+    """`value` as a NumPy array of numbers."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{owner}: `{name}` is not a rectangular array: {error}") from None
+    if array.dtype.kind not in "fiubc" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{owner}: `{name}` has dtype {array.dtype}; expected real numbers "
+            "(NaN, not None, marks a missing value)"
+        )
+    return array
 
 
 def check_finite(owner: str, name: str, value: jax.Array) -> None:

@@ -96,9 +96,7 @@ def _gaussian(mean: Array, r: Array) -> dist.Distribution:
     if r.ndim == 1:
         # A scale of 0 is meant: R = 0 is a measurement without noise.
         return dist.Normal(mean, jnp.sqrt(r), validate_args=False).to_event(1)
-    return dist.MultivariateNormal(
-        mean, scale_tril=factor_of(0.5 * (r + r.T)), validate_args=False
-    )
+    return dist.MultivariateNormal(mean, scale_tril=factor_of(0.5 * (r + r.T)), validate_args=False)
 
 
 def _additive(

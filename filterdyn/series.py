@@ -65,10 +65,14 @@ class Series(eqx.Module):
         self.inputs = None if inputs is None else _columns("inputs", inputs, self.times)
         if self.inputs is not None and not is_traced(self.inputs):
             if not np.all(np.isfinite(np.asarray(self.inputs))):
-                raise ValueError(f"{_NAME}: `inputs` has NaN or infinite entries; inputs must be known")
+                raise ValueError(
+                    f"{_NAME}: `inputs` has NaN or infinite entries; inputs must be known"
+                )
         self.gaps = _gaps(self.times)
         self.coarse_clock = _is_coarse(self.times)
-        self.observation_names = _names("observation_names", observation_names, observations.shape[1])
+        self.observation_names = _names(
+            "observation_names", observation_names, observations.shape[1]
+        )
         du = 0 if self.inputs is None else self.inputs.shape[1]
         self.input_names = _names("input_names", input_names, du)
 

@@ -57,9 +57,7 @@ class AbstractDynamics(eqx.Module):
         """The affine stand-in for the move over `interval` around `belief`, and a status."""
 
     @abc.abstractmethod
-    def sample(
-        self, key: Array, x: Float[Array, " dx"], interval: Interval
-    ) -> Float[Array, " dx"]:
+    def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
         """A draw of the state at the end of `interval`, given `x` at its beginning."""
 
     @abc.abstractmethod

@@ -55,9 +55,7 @@ class Transition(AbstractDynamics):
         noise = conditional_moments(self.distribution(t, belief.mean, u)).cov
         return Affine(value, slope, noise), jnp.int32(Status.OK)
 
-    def sample(
-        self, key: Array, x: Float[Array, " dx"], interval: Interval
-    ) -> Float[Array, " dx"]:
+    def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
         drawn = self.distribution(interval.time, x, interval.input).sample(key)
         return jnp.where(interval.gap > 0, drawn, x)
 

@@ -77,9 +77,7 @@ class LinearTransition(AbstractDynamics):
         noise = PSD.from_matrix(q) if interval.table is None else interval.table
         return Affine(value, f, noise), jnp.int32(Status.OK)
 
-    def sample(
-        self, key: Array, x: Float[Array, " dx"], interval: Interval
-    ) -> Float[Array, " dx"]:
+    def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
         f, q, offset = self._parts(interval.time, interval.input)
         noise = sampling_factor(PSD.from_matrix(q)) @ jr.normal(key, x.shape, x.dtype)
         return jnp.where(interval.gap > 0, mv(f, x) + offset + noise, x)
@@ -163,9 +161,7 @@ class LinearSDE(AbstractDynamics):
     ) -> tuple[Affine, Int[Array, ""]]:
         return self._move(belief.mean, interval)[0], jnp.int32(Status.OK)
 
-    def sample(
-        self, key: Array, x: Float[Array, " dx"], interval: Interval
-    ) -> Float[Array, " dx"]:
+    def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
         move, _ = self._move(x, interval)
         return move.value + sampling_factor(move.noise) @ jr.normal(key, x.shape, x.dtype)
 

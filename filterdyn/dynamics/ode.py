@@ -74,7 +74,9 @@ class ODE(AbstractDynamics):
         )
         if dt is not None and stepsize_controller is not None:
             raise ValueError("ODE: `dt` and `stepsize_controller` exclude each other; give one")
-        self.stepsize_controller = None if stepsize_controller is None else Held(stepsize_controller)
+        self.stepsize_controller = (
+            None if stepsize_controller is None else Held(stepsize_controller)
+        )
         self.adjoint = None if adjoint is None else Held(adjoint)
         self.max_steps = int(max_steps)
 
@@ -129,9 +131,7 @@ class ODE(AbstractDynamics):
         x, flow, status = self._solve(belief.mean, interval, jacobian=True)
         return Affine(x, flow, PSD.zeros(x.shape[0], x.dtype)), status
 
-    def sample(
-        self, key: Array, x: Float[Array, " dx"], interval: Interval
-    ) -> Float[Array, " dx"]:
+    def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
         z, _, status = self._solve(x, interval, jacobian=False)
         return jnp.where(interval.gap > 0, jnp.where(status == Status.OK, z, jnp.nan), x)
 

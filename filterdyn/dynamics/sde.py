@@ -101,7 +101,9 @@ class SDE(AbstractDynamics):
         )
         if dt is not None and stepsize_controller is not None:
             raise ValueError("SDE: `dt` and `stepsize_controller` exclude each other; give one")
-        self.stepsize_controller = None if stepsize_controller is None else Held(stepsize_controller)
+        self.stepsize_controller = (
+            None if stepsize_controller is None else Held(stepsize_controller)
+        )
         self.adjoint = None if adjoint is None else Held(adjoint)
         self.max_steps = int(max_steps)
 
@@ -168,14 +170,12 @@ class SDE(AbstractDynamics):
         status = jnp.where(ok, steps.status, Status.SOLVER_OUT_OF_STEPS).astype(jnp.int32)
         return Affine(mean, flow, noise), status
 
-    def sample(
-        self, key: Array, x: Float[Array, " dx"], interval: Interval
-    ) -> Float[Array, " dx"]:
+    def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
         t, solver = interval.time, self.path_solver.value
         width = jax.eval_shape(lambda: self._noise(t, x, interval.input)).shape[1]
         steps = steps_in(interval, self.substeps, interval.table or 0)
         shape = jax.ShapeDtypeStruct((width,), x.dtype)
-        path = diffrax.UnsafeBrownianPath(shape, key, levy_area=solver.minimal_levy_area)
+        path = diffrax.UnsafeBrownianPath(shape, key, levy_area=_levy_area(solver))
         if isinstance(self.diffusion, Held):
             noise = lambda s, x, u: self._noise(t + s, x, u)
         else:
@@ -205,3 +205,10 @@ def _constant(owner: str, diffusion: Any) -> Array:
             f"{owner}: `diffusion` has shape {array.shape}; expected (), (dx,) or (dx, dw)"
         )
     return array
+
+
+def _levy_area(solver: Any) -> Any:
+    """The least of what a Brownian path can give that is enough for the solver."""
+    needed = getattr(solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
+    kinds = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
+    return next(kind for kind in kinds if issubclass(kind, needed))

@@ -105,9 +105,7 @@ def loop(steps: Steps, body: Callable[[Any, Any, Any], Any], carry: Any) -> Any:
     return jax.lax.scan(fixed if steps.fixed else counted, carry, jnp.arange(steps.most))[0]
 
 
-def simpson_weight(
-    i: Int[Array, ""], count: Int[Array, ""], dtype: jnp.dtype
-) -> Float[Array, ""]:
+def simpson_weight(i: Int[Array, ""], count: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, ""]:
     """Weight of node i of 0 .. count, times the step length: a positive rule of fourth order.
 
     Simpson's rule for an even number of steps; for an odd one its 3/8 rule takes the first three

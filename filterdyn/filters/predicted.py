@@ -33,9 +33,7 @@ class PredictedObservation(eqx.Module):
         """Mean and covariance of y, the log-normal ones in closed form, others by quadrature."""
         return self._each(lambda one: _view(one).moments(one.loc, one.cov))
 
-    def interval(
-        self, probability: float
-    ) -> tuple[Float[Array, "*T dy"], Float[Array, "*T dy"]]:
+    def interval(self, probability: float) -> tuple[Float[Array, "*T dy"], Float[Array, "*T dy"]]:
         """Lower and upper end of the central interval of each entry of y.
 
         **Raises:** `ValueError` unless 0 < `probability` < 1.

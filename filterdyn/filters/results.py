@@ -63,6 +63,11 @@ class FilterResult(eqx.Module):
     def nis(self) -> Float[Array, " T"]:
         """Normalised innovation squared: chi-square with as many degrees of freedom as there are
         observed entries, if the model is right. NaN in a row that is all missing."""
-        seen = ~jnp.isnan(self.standardized_innovations)
-        total = jnp.where(seen, self.standardized_innovations, 0.0)
-        return jnp.where(seen.any(-1), (total * total).sum(-1), jnp.nan)
+        return squared_norm(self.standardized_innovations)
+
+
+def squared_norm(standardized: Float[Array, "*T dy"]) -> Float[Array, "*T"]:
+    """The sum of squares of what was observed, NaN where nothing was."""
+    seen = ~jnp.isnan(standardized)
+    values = jnp.where(seen, standardized, 0.0)
+    return jnp.where(seen.any(-1), (values * values).sum(-1), jnp.nan)

@@ -45,7 +45,7 @@ def rows_of(
         first, gaps = _start(owner, t0, times, gaps)
     xp = jnp if is_traced((times, first)) else np
     time_from = xp.concatenate([first, times[..., :-1]], axis=-1)
-    status = _clock_status(times, gaps, series.coarse_clock)
+    status = clock_status(times, gaps, series.coarse_clock)
     _warn_if_irregular(model.dynamics, gaps[..., 1:])
     inputs = None if series.inputs is None else series.inputs.astype(dtype)
     input_from = None
@@ -100,7 +100,7 @@ def _first_input(
     return jnp.zeros_like(inputs[..., 0, :])
 
 
-def _clock_status(times: Any, gaps: Any, coarse: bool) -> Int[Array, " T"]:
+def clock_status(times: Any, gaps: Any, coarse: bool) -> Int[Array, " T"]:
     """What no constructor could check because the clock is traced."""
     if not is_traced((times, gaps)):
         return jnp.zeros(times.shape, jnp.int32)
@@ -128,5 +128,3 @@ def _warn_if_irregular(dynamics: AbstractDynamics, gaps: Any) -> None:
             "ODE, or put missing rows in between (this is said once).",
             stacklevel=4,
         )
-
-

@@ -95,6 +95,19 @@ def step(
     return State(belief, status), record
 
 
+def add(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
+    """`total + term`, and what rounding took from the sum so far (Neumaier 1974)."""
+    new = total + term
+    big = jnp.abs(total) >= jnp.abs(term)
+    error = jnp.where(big, (total - new) + term, (term - new) + total)
+    return new, lost + jax.lax.stop_gradient(error)
+
+
+def finite_term(record: Record) -> Float[Array, ""]:
+    """The log-likelihood of a row, 0 after a failure."""
+    return jnp.where(record.status == Status.OK, record.log_likelihood, 0.0)
+
+
 def run(
     filter: AbstractFilter,
     model: StateSpaceModel,
@@ -105,7 +118,7 @@ def run(
     """Scan over the rows. Returns the last state, the log-likelihood and what `keep` keeps of every row.
 
     The step is rematerialised: a gradient stores one belief per row. The log-likelihood is summed with
-    compensation (Neumaier 1974), so that float32 loses nothing over long series.
+    compensation, so that float32 loses nothing over long series.
     """
     dtype = rows.observation.dtype
     table = model.dynamics.tabulate(plan)
@@ -113,8 +126,7 @@ def run(
 
     def one(state: State, row: Row) -> tuple[State, Any]:
         new, record = step(filter, model, table, state, row)
-        term = jnp.where(record.status == Status.OK, record.log_likelihood, 0.0)
-        return new, (term, keep(record))
+        return new, (finite_term(record), keep(record))
 
     first = jax.tree.map(lambda x: x[0], rows)
     guarded = gated(one, lambda out: out[0].status == Status.OK, start, first)
@@ -122,10 +134,7 @@ def run(
     def body(carry: Any, row: Row) -> tuple[Any, Any]:
         state, total, lost = carry
         state, (term, kept) = guarded(state, row)
-        new_total = total + term
-        big = jnp.abs(total) >= jnp.abs(term)
-        error = jnp.where(big, (total - new_total) + term, (term - new_total) + total)
-        return (state, new_total, lost + jax.lax.stop_gradient(error)), kept
+        return (state, *add(total, lost, term)), kept
 
     zero = jnp.zeros((), dtype)
     (state, total, lost), kept = jax.lax.scan(

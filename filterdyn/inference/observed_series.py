@@ -118,9 +118,11 @@ class ObservedSeries(dist.Distribution):
         """What the observation distribution supports, entry by entry; NaN is missing."""
         if self.model.batch_shape != ():
             return SeriesSupport(constraints.real)
-        u = None if self.series.inputs is None else self.series.inputs.reshape(
-            -1, self.series.inputs.shape[-1]
-        )[0]
+        u = (
+            None
+            if self.series.inputs is None
+            else self.series.inputs.reshape(-1, self.series.inputs.shape[-1])[0]
+        )
         return series_support(self.model, u)
 
     def _rows(self, *others: Any) -> tuple[Row, Plan]:

@@ -141,9 +141,7 @@ def condition(
         use = observed_i & ~zero
         a = jnp.where(use, a, 1.0)
         error = jnp.where(use, residual_i - (h_i * shift).sum(), 0.0)
-        log_likelihood = jnp.where(
-            use, -0.5 * (jnp.log(a) + log_two_pi + error * error / a), 0.0
-        )
+        log_likelihood = jnp.where(use, -0.5 * (jnp.log(a) + log_two_pi + error * error / a), 0.0)
         gain = jnp.where(use, ph / a, 0.0)
         shift = shift + gain * error
         new_factor = jnp.where(use, swept, factor)

@@ -43,7 +43,9 @@ def regress(p: PSD, phi: Float[Array, "dx dx"], noise: PSD) -> Regression:
     cross = with_derivative_of(mm(b, a.T), mm(p.matrix, phi.T))
     gain_smooth = mm(cross - mm(gain, next_matrix), mm(inverse.T, inverse))
     gain = with_derivative_of(gain, gain_smooth)
-    rest_smooth = p.matrix - mm(gain, cross.T) - mm(cross, gain.T) + mm(mm(gain, next_matrix), gain.T)
+    rest_smooth = (
+        p.matrix - mm(gain, cross.T) - mm(cross, gain.T) + mm(mm(gain, next_matrix), gain.T)
+    )
     rest = PSD(c, with_derivative_of(mm(c, c.T), rest_smooth))
     return Regression(gain, rest, PSD(a, next_matrix))
 
