@@ -1,5 +1,9 @@
 """filterdyn: probabilistic filtering and system identification in JAX and NumPyro."""
 
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
 from filterdyn import datasets
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import ODE, SDE, LinearSDE, LinearTransition, Transition
@@ -7,6 +11,7 @@ from filterdyn.filters import (
     ExtendedKalmanFilter,
     FilterResult,
     KalmanFilter,
+    PredictedObservation,
     filter,
     log_likelihood,
 )
@@ -20,3 +25,69 @@ from filterdyn.series import Series, stack
 from filterdyn.simulation import Simulation, simulate
 from filterdyn.smoothers import SmootherResult, sample_paths, smooth
 from filterdyn.status import Status
+
+if TYPE_CHECKING:
+    from filterdyn import plots
+
+__version__ = _version("filterdyn")
+
+__all__ = [
+    # a record of measurements
+    "Series",
+    "stack",
+    # a model
+    "StateSpaceModel",
+    # dynamics
+    "Transition",
+    "LinearTransition",
+    "ODE",
+    "SDE",
+    "LinearSDE",
+    # observations
+    "Observation",
+    "GaussianObservation",
+    "LinearObservation",
+    "conditional_moments",
+    # beliefs
+    "Gaussian",
+    # filters
+    "KalmanFilter",
+    "ExtendedKalmanFilter",
+    # verbs
+    "filter",
+    "log_likelihood",
+    "smooth",
+    "sample_paths",
+    "forecast",
+    "simulate",
+    # what they return
+    "FilterResult",
+    "SmootherResult",
+    "Forecast",
+    "PredictedObservation",
+    "Simulation",
+    "Status",
+    # NumPyro
+    "ObservedSeries",
+    "to_datatree",
+    # online
+    "OnlineFilter",
+    "OnlineState",
+    "StepResult",
+    # modules
+    "datasets",
+    "plots",
+]
+
+#: Modules that load when they are first used, because what they import is slow or optional.
+_LAZY = ("plots",)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return import_module(f"filterdyn.{name}")
+    raise AttributeError(f"module 'filterdyn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

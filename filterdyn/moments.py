@@ -11,6 +11,8 @@ from filterdyn.linalg import PSD
 
 
 class Moments(NamedTuple):
+    """Mean and covariance of a vector."""
+
     mean: Float[Array, " d"]
     cov: PSD
     #: True where the distribution is Gaussian (or a point), so that nothing was approximated.

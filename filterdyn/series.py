@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -73,8 +72,7 @@ class Series(eqx.Module):
         self.observation_names = _names(
             "observation_names", observation_names, observations.shape[1]
         )
-        du = 0 if self.inputs is None else self.inputs.shape[1]
-        self.input_names = _names("input_names", input_names, du)
+        self.input_names = _names("input_names", input_names, self.du)
 
     @classmethod
     def from_dataframe(
@@ -121,15 +119,14 @@ class Series(eqx.Module):
             raise TypeError(
                 f"{_NAME}: index {rows!r} is not a slice; one row as a series is series[k:k+1]"
             )
-        take = lambda x: None if x is None else x[rows]
-        times = take(self.times)
+        times = self.times[rows]
         if times.shape[0] == 0:
             raise ValueError(f"{_NAME}: the slice {rows} selects no rows")
         return _build(
             self,
             times=times,
-            observations=take(self.observations),
-            inputs=take(self.inputs),
+            observations=self.observations[rows],
+            inputs=None if self.inputs is None else self.inputs[rows],
             gaps=_gaps(times) if self.times.ndim == 1 else self.gaps[rows],
         )
 
@@ -137,6 +134,11 @@ class Series(eqx.Module):
     def dy(self) -> int:
         """Number of observed quantities."""
         return self.observations.shape[-1]
+
+    @property
+    def du(self) -> int:
+        """Number of inputs, 0 without inputs."""
+        return 0 if self.inputs is None else self.inputs.shape[-1]
 
 
 def stack(series: Sequence[Series]) -> Series:
@@ -156,10 +158,9 @@ def stack(series: Sequence[Series]) -> Series:
                 f"stack: series {i} has {one.dy} observation columns and "
                 f"{'no ' if one.inputs is None else ''}inputs, unlike series 0"
             )
-        if one.inputs is not None and one.inputs.shape[1] != first.inputs.shape[1]:
+        if one.du != first.du:
             raise ValueError(
-                f"stack: series {i} has {one.inputs.shape[1]} input columns, series 0 has "
-                f"{first.inputs.shape[1]}"
+                f"stack: series {i} has {one.du} input columns, series 0 has {first.du}"
             )
         if one.observation_names != first.observation_names or one.input_names != first.input_names:
             raise ValueError(f"stack: series {i} has other column names than series 0")

@@ -37,8 +37,8 @@ def simulate_rows(
     table = model.dynamics.tabulate(plan)
     keys = jax.random.split(key, rows.time.shape[0])
 
-    def one(x: Array, row: tuple[Row, Array]) -> tuple[Array, tuple[Array, Array]]:
-        row, key = row
+    def one(x: Array, at: tuple[Row, Array]) -> tuple[Array, tuple[Array, Array]]:
+        row, key = at
         key_state, key_observation = jax.random.split(key)
         interval = Interval(row.time_from, row.gap, row.input_from, row.plan, table)
         moved = model.dynamics.sample(key_state, x, interval).astype(dtype)

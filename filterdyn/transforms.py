@@ -21,7 +21,8 @@ from filterdyn.status import Status
 #: |z| has two roots; stick breaking changes the number of entries.
 _NOT_BIJECTIVE = (AbsTransform, StickBreakingTransform)
 #: Gauss-Hermite nodes for a standard normal.
-_NODES, _WEIGHTS = (lambda x, w: (x, w / w.sum()))(*np.polynomial.hermite_e.hermegauss(32))
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
 class GaussianView(NamedTuple):

@@ -31,7 +31,7 @@ def solve_flow(
     n = x.shape[0]
     eye = jnp.eye(n, dtype=x.dtype)
 
-    def rate(s: Array, state: Any, args: Any) -> Any:
+    def rate(s: Any, state: Any, args: Any) -> Any:
         m, flow, q = state
         if not jacobian:
             return field(s, m), jnp.zeros_like(flow), jnp.zeros_like(q)

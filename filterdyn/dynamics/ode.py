@@ -3,6 +3,7 @@
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -22,8 +23,6 @@ from filterdyn.dynamics.stepping import (
 from filterdyn.linalg import PSD, mm
 from filterdyn.linearization import AbstractLinearization, Affine
 from filterdyn.status import Status
-
-import equinox as eqx
 
 
 class ODE(AbstractDynamics):
@@ -140,6 +139,7 @@ class ODE(AbstractDynamics):
 
 
 def check_field(owner: str, name: str, field: Held, t: Any, x: Any, u: Any) -> None:
+    """**Raises:** `ValueError` unless the field gives a rate for every state."""
     value = jax.eval_shape(lambda t, x, u: jnp.asarray(field(t, x, u)), t, x, u)
     if value.shape != x.shape:
         raise ValueError(

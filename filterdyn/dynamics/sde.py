@@ -180,7 +180,7 @@ class SDE(AbstractDynamics):
             noise = lambda s, x, u: self._noise(t + s, x, u)
         else:
             noise = lambda s, x, u: self._noise(t, jnp.zeros_like(x), u)
-        terms = diffrax.MultiTerm(
+        terms: Any = diffrax.MultiTerm(
             diffrax.ODETerm(lambda s, x, u: self._drift(t + s, x, u)),
             diffrax.ControlTerm(noise, path),
         )

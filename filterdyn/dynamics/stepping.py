@@ -18,7 +18,7 @@ from filterdyn.status import Status
 class Steps(NamedTuple):
     """`count` steps of length `length` make up a gap; the loop over them runs `most` times."""
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # type: ignore[assignment]  # a tuple's `count` method, not used here
     length: Float[Array, ""]
     most: int
     #: Is the count the same in every gap?
@@ -52,10 +52,10 @@ def plan_steps(owner: str, gaps: Any, dt: float | None, max_substeps: int | None
             )
         counts = jnp.ceil(gaps / dt * (1 - 1e-6)).astype(jnp.int32)
         return Plan(rows=counts, most=max_substeps)
-    counts = np.ceil(np.asarray(gaps) / dt * (1 - 1e-12)).astype(np.int64)
-    largest = max(int(counts.max()), 1)
+    needed = np.ceil(np.asarray(gaps) / dt * (1 - 1e-12)).astype(np.int64)
+    largest = max(int(needed.max()), 1)
     most = 1 << (largest - 1).bit_length() if max_substeps is None else max_substeps
-    return Plan(rows=jnp.asarray(np.minimum(counts, most + 1), jnp.int32), most=most)
+    return Plan(rows=jnp.asarray(np.minimum(needed, most + 1), jnp.int32), most=most)
 
 
 def steps_in(interval: Interval, substeps: int, most: int) -> Steps:

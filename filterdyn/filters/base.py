@@ -15,6 +15,8 @@ from filterdyn.model import StateSpaceModel
 
 
 class Prediction(NamedTuple):
+    """A belief at the end of an interval."""
+
     belief: Gaussian
     #: The affine move that led there: what smoothing and backward sampling reverse.
     move: Affine
@@ -22,6 +24,8 @@ class Prediction(NamedTuple):
 
 
 class Update(NamedTuple):
+    """A belief after a measurement, and what the measurement said."""
+
     belief: Gaussian
     innovation: Float[Array, " dy"]
     innovation_cov: Float[Array, "dy dy"]

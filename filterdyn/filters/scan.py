@@ -39,6 +39,7 @@ class Record(NamedTuple):
 
 
 def first_failure(*statuses: Any) -> Int[Array, ""]:
+    """The first of these that is not `OK`."""
     found = jnp.asarray(statuses[0], jnp.int32)
     for status in statuses[1:]:
         found = jnp.where(found == Status.OK, status, found).astype(jnp.int32)
@@ -46,10 +47,12 @@ def first_failure(*statuses: Any) -> Int[Array, ""]:
 
 
 def select(condition: Any, yes: Any, no: Any) -> Any:
+    """`jnp.where` over all leaves."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def is_finite(*arrays: Array) -> Array:
+    """Is every entry of all of these finite?"""
     return jnp.stack([jnp.isfinite(a).all() for a in arrays]).all()
 
 

@@ -134,10 +134,14 @@ def filter(
         raise ValueError(f"filter: `history` is {history!r}; expected 'moments' or 'beliefs'")
     rows, plan = prepare("filter", model, series, filter, t0, u0)
     kept, log_likelihood, last_input, matched = _compiled_filter(model, rows, plan, filter)
-    *records, log_likelihoods, statuses = kept
+    predicted, filtered, innovations, covs, standardized, log_likelihoods, statuses = kept
     return FilterResult(
         series.times,
-        *records,
+        predicted,
+        filtered,
+        innovations,
+        covs,
+        standardized,
         log_likelihoods,
         log_likelihood,
         statuses,

@@ -116,10 +116,8 @@ def to_datatree(
     group = pointwise_tree["log_likelihood"].to_dataset()
     if y.ndim > 2:
         where = np.argwhere(seen)
-        group = group.assign_coords(
-            time=(rows, row_times),
-            **{axis: (rows, where[:, i]) for i, axis in enumerate(series_axes)},
-        )
+        extra = {axis: (rows, where[:, i]) for i, axis in enumerate(series_axes)}
+        group = group.assign_coords({"time": (rows, row_times), **extra})
     tree["log_likelihood"] = type(tree)(group)
     return tree
 

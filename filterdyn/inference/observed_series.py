@@ -19,7 +19,7 @@ from filterdyn.filters.rows import Row, rows_of
 from filterdyn.filters.scan import run
 from filterdyn.filters.verbs import check_is_filter, check_is_model, check_model
 from filterdyn.inference.support import SeriesSupport, series_support
-from filterdyn.model import BATCH_RECIPE, StateSpaceModel
+from filterdyn.model import StateSpaceModel
 from filterdyn.series import blank
 from filterdyn.simulation import simulate_model
 

@@ -17,6 +17,8 @@ _UNROLL = 8
 
 
 class Conditioned(NamedTuple):
+    """What `condition` gives."""
+
     shift: Float[Array, " dx"]
     cov: PSD
     log_likelihood: Float[Array, ""]

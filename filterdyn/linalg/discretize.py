@@ -14,7 +14,8 @@ from filterdyn.linalg.surrogate import with_derivative_of
 from filterdyn.linalg.triangularize import triangularize
 
 #: Gauss-Legendre nodes on (0, 1) for the noise of the base step: 2e-16 relative at |A h| <= 1/2.
-_NODES, _WEIGHTS = (lambda x, w: (0.5 * (x + 1), 0.5 * w))(*np.polynomial.legendre.leggauss(6))
+_LEGENDRE_NODES, _LEGENDRE_WEIGHTS = np.polynomial.legendre.leggauss(6)
+_NODES, _WEIGHTS = 0.5 * (_LEGENDRE_NODES + 1), 0.5 * _LEGENDRE_WEIGHTS
 #: Terms of the Taylor series of exp(A h): 0.5^15 / 15! is 2e-17.
 _TERMS = 15
 #: Largest number of doublings: |A| gap up to 5e17.

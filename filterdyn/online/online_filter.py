@@ -97,17 +97,14 @@ class OnlineFilter:
 
     def __init__(self, model: StateSpaceModel, filter: AbstractFilter):
         """**Raises:** `TypeError` if the filter cannot treat the model; `ValueError` for dynamics with
-        `dt` and without `max_substeps`: how long a gap may become is not known beforehand."""
+        `dt` and without `max_substeps`: how long a gap will be is not known beforehand."""
         check_is_model(_NAME, model)
         check_is_filter(_NAME, filter)
         filter.check(model)
         self.model = model
         self.filter = filter
-        if getattr(model.dynamics, "dt", None) is not None and model.dynamics.max_substeps is None:
-            raise ValueError(
-                f"{_NAME}: `dynamics` has `dt` but no `max_substeps`, the largest number of steps in "
-                "one gap, which must be known before the gaps are"
-            )
+        # Dynamics that cannot plan for unknown gaps say so now and not at the first step.
+        jax.eval_shape(lambda gaps: model.dynamics.plan(gaps), jnp.zeros(1))
         self._arrays, self._static = eqx.partition((model, filter), eqx.is_array)
         self._jitted = jax.jit(self._run)
 

@@ -23,6 +23,7 @@ class Pass(NamedTuple):
 
 
 def keep(record: Record) -> Pass:
+    """What the forward pass keeps of a row."""
     return Pass(record.filtered, record.predicted, record.move)
 
 
