@@ -22,18 +22,36 @@ def float_array(owner: str, name: str, value: Any) -> jax.Array:
     return jnp.asarray(value, dtype=jnp.result_type(float))
 
 
+def returned(owner: str, call: str, value: Any) -> jax.Array:
+    """What a user's function returned, as an array."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{owner}: `{call}` returned {type(value).__name__}; expected an array of numbers"
+        ) from None
+
+
 def as_numbers(owner: str, name: str, value: Any) -> np.ndarray:
     """`value` as a NumPy array of numbers."""
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{owner}: `{name}` is not a rectangular array: {error}") from None
+    array = rectangular(owner, name, value)
     if array.dtype.kind not in "fiubc" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"{owner}: `{name}` has dtype {array.dtype}; expected real numbers "
             "(NaN, not None, marks a missing value)"
         )
     return array
+
+
+def rectangular(owner: str, name: str, value: Any) -> np.ndarray:
+    """`value` as a NumPy array of whatever it holds."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(
+            f"{owner}: `{name}` is a nested sequence whose parts differ in length; expected a "
+            "rectangular array"
+        ) from None
 
 
 def check_finite(owner: str, name: str, value: jax.Array) -> None:

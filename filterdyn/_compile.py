@@ -42,30 +42,40 @@ def _signature(verb: str, args: Any) -> Any:
     return tuple(parts)
 
 
-def _note_compilation(verb: str, args: Any) -> None:
+def _note_compilation(verb: str, args: Any) -> str | None:
+    """Count a compilation; what there is to say about it, once."""
     signature = _signature(verb, args)
     _compilations[signature] += 1
-    if _compilations[signature] > _RECOMPILATIONS_TO_WARN and signature not in _warned:
-        _warned.add(signature)
-        warnings.warn(
-            f"filterdyn.{verb} was compiled {_compilations[signature]} times for the same shapes, "
-            "because the model holds a function that is a new object at every call (a lambda or a "
-            "closure made inside a loop). Define the function once, or make it an equinox.Module "
-            "with its parameters as array fields, or call the verb inside your own jax.jit.",
-            stacklevel=5,
-        )
+    if _compilations[signature] <= _RECOMPILATIONS_TO_WARN or signature in _warned:
+        return None
+    _warned.add(signature)
+    return (
+        f"filterdyn.{verb} was compiled {_compilations[signature]} times for the same shapes, "
+        "because the model holds a function that is a new object at every call (a lambda or a "
+        "closure made inside a loop). Define the function once, or make it an equinox.Module "
+        "with its parameters as array fields, or call the verb inside your own jax.jit."
+    )
 
 
 def compiled(verb: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` behind a cache of compilations; static arguments may be any hashable object."""
 
+    notes: list[str | None] = []
+
     def traced(*args: Any) -> Any:
-        _note_compilation(verb, args)
+        notes.append(_note_compilation(verb, args))
         return function(*args)
 
     jitted = eqx.filter_jit(traced)
 
     def call(*args: Any) -> Any:
-        return function(*args) if inside_a_trace() else jitted(*args)
+        if inside_a_trace():
+            return function(*args)
+        notes.clear()
+        result = jitted(*args)
+        # Said here and not under the trace, so that it points at the line that called the verb.
+        for note in filter(None, notes):
+            warnings.warn(note, stacklevel=3)
+        return result
 
     return call

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float
 
 from filterdyn._callables import Function, Held, hold_function
-from filterdyn._checks import check_covariance, check_shape, float_array
+from filterdyn._checks import check_covariance, check_finite, check_shape, float_array, returned
 from filterdyn.beliefs import Gaussian
 from filterdyn.linalg import PSD, factor_of, mv
 from filterdyn.linearization import AbstractLinearization
@@ -128,7 +128,7 @@ class GaussianObservation(AbstractObservation):
         self.R = _noise("GaussianObservation", "R", R)
 
     def _mean(self, t: Any, x: Any, u: Any) -> Array:
-        value = jnp.asarray(self.h(t, x, u))
+        value = returned("GaussianObservation", "h(t, x, u)", self.h(t, x, u))
         if value.ndim != 1:
             raise ValueError(
                 f"GaussianObservation: `h(t, x, u)` returned shape {value.shape}; expected (dy,)"
@@ -333,6 +333,7 @@ def matrix(owner: str, name: str, value: Any, ndim: int) -> Any:
             f"{owner}: `{name}` has shape {array.shape}; expected {ndim} "
             f"{'axes' if ndim > 1 else 'axis'}"
         )
+    check_finite(owner, name, array)
     return array
 
 

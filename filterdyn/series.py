@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from filterdyn._checks import check_finite, float_array, is_traced
+from filterdyn._checks import check_finite, float_array, is_traced, rectangular
 
 _NAME = "Series"
 
@@ -147,12 +147,17 @@ def stack(series: Sequence[Series]) -> Series:
     Shorter ones are padded at the end with rows that repeat their last time and input and whose
     observations are missing: such rows change nothing and add exactly 0 to the log-likelihood.
 
-    **Raises:** `ValueError` if the list is empty or the series differ in columns or names.
+    **Raises:** `ValueError` if the list is empty or the series differ in columns or names, `TypeError`
+    for anything but single series.
     """
     if not series:
         raise ValueError("stack: `series` is empty; expected at least one Series")
     first = series[0]
     for i, one in enumerate(series):
+        if not isinstance(one, Series) or one.times.ndim != 1:
+            what = type(one).__name__
+            what = "already a batch" if isinstance(one, Series) else what
+            raise TypeError(f"stack: series {i} is {what}; expected one fd.Series")
         if one.dy != first.dy or (one.inputs is None) != (first.inputs is None):
             raise ValueError(
                 f"stack: series {i} has {one.dy} observation columns and "
@@ -238,16 +243,13 @@ def clock(owner: str, name: str, times: Any, ndim: int = 1) -> Any:
         if not jnp.issubdtype(times.dtype, jnp.floating):
             times = times.astype(jnp.result_type(float))
     else:
-        try:
-            times = np.asarray(times)
-            if times.dtype == object or times.dtype.kind not in "fiub":
-                raise TypeError
-            times = times.astype(np.float64)
-        except (TypeError, ValueError):
+        times = rectangular(owner, name, times)
+        if times.dtype.kind not in "fiub":
             raise TypeError(
-                f"{owner}: `{name}` has dtype {np.asarray(times).dtype}; expected real numbers "
+                f"{owner}: `{name}` has dtype {times.dtype}; expected real numbers "
                 "(dates become seconds with Series.from_dataframe)"
-            ) from None
+            )
+        times = times.astype(np.float64)
     if times.ndim != ndim:
         expected = f"({'S, ' * (ndim - 1)}T{',' * (ndim == 1)})"
         raise ValueError(f"{owner}: `{name}` has shape {times.shape}; expected {expected}")

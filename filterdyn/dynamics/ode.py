@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from filterdyn._callables import Function, Held, hold_function
+from filterdyn._checks import returned
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics.adaptive import solve_flow
 from filterdyn.dynamics.base import AbstractDynamics, Interval, Plan
 from filterdyn.dynamics.stepping import (
+    check_solver,
     check_stepping,
     loop,
     plan_steps,
@@ -67,17 +69,15 @@ class ODE(AbstractDynamics):
         `Status.SOLVER_OUT_OF_STEPS`.
         """
         self.field = hold_function("ODE", "field", field)
+        self.max_steps = check_solver("ODE", solver, stepsize_controller, dt, max_steps)
         self.solver = Held(twice_differentiable(diffrax.Tsit5() if solver is None else solver))
         self.substeps, self.dt, self.max_substeps = check_stepping(
             "ODE", substeps, dt, max_substeps
         )
-        if dt is not None and stepsize_controller is not None:
-            raise ValueError("ODE: `dt` and `stepsize_controller` exclude each other; give one")
         self.stepsize_controller = (
             None if stepsize_controller is None else Held(stepsize_controller)
         )
         self.adjoint = None if adjoint is None else Held(adjoint)
-        self.max_steps = int(max_steps)
 
     def plan(self, gaps: Any) -> Plan:
         return plan_steps("ODE", gaps, self.dt, self.max_substeps)
@@ -139,8 +139,13 @@ class ODE(AbstractDynamics):
 
 
 def check_field(owner: str, name: str, field: Held, t: Any, x: Any, u: Any) -> None:
-    """**Raises:** `ValueError` unless the field gives a rate for every state."""
-    value = jax.eval_shape(lambda t, x, u: jnp.asarray(field(t, x, u)), t, x, u)
+    """**Raises:** `ValueError` unless the field gives a rate for every state, `TypeError` if it gives no
+    numbers."""
+
+    def rate(t: Any, x: Any, u: Any) -> Array:
+        return returned(owner, f"{name}(t, x, u)", field(t, x, u))
+
+    value = jax.eval_shape(rate, t, x, u)
     if value.shape != x.shape:
         raise ValueError(
             f"{owner}: `{name}(t, x, u)` returned shape {value.shape}; expected {x.shape}, as the state"

@@ -16,6 +16,7 @@ from filterdyn.dynamics.base import AbstractDynamics, Interval, Plan
 from filterdyn.dynamics.diffusion import as_matrix
 from filterdyn.dynamics.ode import check_field
 from filterdyn.dynamics.stepping import (
+    check_solver,
     check_stepping,
     loop,
     plan_steps,
@@ -81,6 +82,7 @@ class SDE(AbstractDynamics):
             self.diffusion = hold_function(owner, "diffusion", diffusion)
         else:
             self.diffusion = _constant(owner, diffusion)
+        self.max_steps = check_solver(owner, solver, stepsize_controller, dt, max_steps)
         self.solver = Held(twice_differentiable(diffrax.Tsit5() if solver is None else solver))
         additive = not isinstance(self.diffusion, Held)
         if path_solver is None:
@@ -99,13 +101,10 @@ class SDE(AbstractDynamics):
         self.substeps, self.dt, self.max_substeps = check_stepping(
             owner, substeps, dt, max_substeps
         )
-        if dt is not None and stepsize_controller is not None:
-            raise ValueError("SDE: `dt` and `stepsize_controller` exclude each other; give one")
         self.stepsize_controller = (
             None if stepsize_controller is None else Held(stepsize_controller)
         )
         self.adjoint = None if adjoint is None else Held(adjoint)
-        self.max_steps = int(max_steps)
 
     def plan(self, gaps: Any) -> Plan:
         return plan_steps("SDE", gaps, self.dt, self.max_substeps)

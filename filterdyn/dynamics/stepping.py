@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from filterdyn._checks import is_traced
+from filterdyn._checks import check_count, is_traced
 from filterdyn.dynamics.base import Interval, Plan
 from filterdyn.status import Status
 
@@ -29,15 +29,46 @@ class Steps(NamedTuple):
 def check_stepping(
     owner: str, substeps: Any, dt: Any, max_substeps: Any
 ) -> tuple[int, float | None, int | None]:
-    """**Raises:** `ValueError` unless `substeps` >= 1, and `dt` > 0 where it is given."""
+    """**Raises:** `ValueError` unless `substeps` and `max_substeps` are whole numbers >= 1 and `dt` > 0
+    where it is given."""
     if dt is not None:
-        if not np.isfinite(dt) or dt <= 0:
-            raise ValueError(f"{owner}: `dt` is {dt}; expected a positive step length")
-        dt = float(dt)
-    for name, value in (("substeps", substeps), ("max_substeps", max_substeps)):
-        if value is not None and (int(value) != value or value < 1):
-            raise ValueError(f"{owner}: `{name}` is {value}; expected an integer >= 1")
-    return int(substeps), dt, None if max_substeps is None else int(max_substeps)
+        try:
+            length = float(dt)
+        except (TypeError, ValueError):
+            length = np.nan
+        if not np.isfinite(length) or length <= 0:
+            raise ValueError(f"{owner}: `dt` is {dt!r}; expected a positive step length")
+        dt = length
+    if max_substeps is not None:
+        max_substeps = check_count(owner, "max_substeps", max_substeps)
+    return check_count(owner, "substeps", substeps), dt, max_substeps
+
+
+def check_solver(owner: str, solver: Any, controller: Any, dt: Any, max_steps: Any) -> int:
+    """**Raises:** `TypeError` for what is no Diffrax solver or step size controller, `ValueError` for
+    a step size that is set twice and for `max_steps` < 1. Returns `max_steps`."""
+
+    def named(value: Any) -> str:
+        return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+    if solver is not None and not isinstance(solver, diffrax.AbstractSolver):
+        raise TypeError(
+            f"{owner}: `solver` is {named(solver)}; expected a Diffrax solver such as diffrax.Tsit5()"
+        )
+    if controller is not None:
+        fixed = (diffrax.ConstantStepSize, diffrax.StepTo)
+        adaptive = isinstance(controller, diffrax.AbstractStepSizeController)
+        if not adaptive or isinstance(controller, fixed):
+            raise TypeError(
+                f"{owner}: `stepsize_controller` is {named(controller)}; expected an adaptive "
+                "Diffrax controller such as diffrax.PIDController(rtol=1e-6, atol=1e-8) (fixed steps "
+                "are set by `substeps` or `dt`)"
+            )
+        if dt is not None:
+            raise ValueError(
+                f"{owner}: `dt` and `stepsize_controller` exclude each other; give one"
+            )
+    return check_count(owner, "max_steps", max_steps)
 
 
 def plan_steps(owner: str, gaps: Any, dt: float | None, max_substeps: int | None) -> Plan:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from filterdyn._checks import is_traced
+from filterdyn._checks import as_numbers, check_finite, float_array, is_traced
 from filterdyn.dynamics import AbstractDynamics, Plan
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import Series
@@ -35,7 +35,8 @@ def rows_of(
 ) -> tuple[Row, Plan]:
     """The rows of a series, or of a batch of them with its leading axis.
 
-    **Raises:** `ValueError` for a `t0` after the first row, or a missing `u0`.
+    **Raises:** `ValueError` for a `t0` after the first row, and for a `u0` that is missing or does not
+    fit the inputs.
     """
     times, gaps = series.times, series.gaps
     if t0 is None:
@@ -48,6 +49,8 @@ def rows_of(
     _warn_if_irregular(model.dynamics, gaps[..., 1:])
     inputs = None if series.inputs is None else series.inputs.astype(dtype)
     input_from = None
+    if inputs is None and u0 is not None:
+        raise ValueError(f"{owner}: `u0` is given but the series has no inputs")
     if inputs is not None:
         before = _first_input(owner, model.dynamics, inputs, t0, u0, dtype)
         input_from = jnp.concatenate([before[..., None, :], inputs[..., :-1, :]], axis=-2)
@@ -66,8 +69,14 @@ def rows_of(
 
 
 def _start(owner: str, t0: Any, times: Any, gaps: Any) -> tuple[Any, Any]:
+    if not is_traced(t0):
+        t0 = as_numbers(owner, "t0", t0).astype(np.float64)
+    if jnp.shape(t0) not in ((), times.shape[:-1]):
+        raise ValueError(
+            f"{owner}: `t0` has shape {jnp.shape(t0)}; expected one number"
+            f"{f' or shape {times.shape[:-1]}' if times.ndim > 1 else ''}"
+        )
     if not is_traced((t0, times)):
-        t0 = np.asarray(t0, np.float64)
         late = ~np.isfinite(t0) | (t0 > times[..., 0])
         if np.any(late):
             raise ValueError(
@@ -85,12 +94,14 @@ def _first_input(
 ) -> Array:
     """The input between `t0` and the first row."""
     if u0 is not None:
-        u0 = jnp.atleast_1d(jnp.asarray(u0, dtype))
-        if u0.shape[-1] != inputs.shape[-1]:
+        u0 = jnp.atleast_1d(float_array(owner, "u0", u0))
+        check_finite(owner, "u0", u0)
+        if u0.shape not in (inputs.shape[-1:], inputs[..., 0, :].shape):
             raise ValueError(
-                f"{owner}: `u0` has shape {u0.shape} but the series has {inputs.shape[-1]} inputs"
+                f"{owner}: `u0` has shape {u0.shape}; expected ({inputs.shape[-1]},), as the inputs of "
+                "one row"
             )
-        return jnp.broadcast_to(u0, inputs[..., 0, :].shape)
+        return jnp.broadcast_to(u0.astype(dtype), inputs[..., 0, :].shape)
     if t0 is not None and not dynamics.is_linear:
         raise ValueError(
             f"{owner}: `u0` is missing: `t0` lies before the first row, and {type(dynamics).__name__} "
