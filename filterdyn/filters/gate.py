@@ -6,6 +6,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from filterdyn.linalg import ACCURATE
 
 
 def gated(step: Callable[..., Any], ok: Callable[[Any], Any], *example: Any) -> Callable[..., Any]:
@@ -31,7 +34,7 @@ def gated(step: Callable[..., Any], ok: Callable[[Any], Any], *example: Any) -> 
     @run.defjvp
     def _(primals: Any, tangents: Any) -> Any:
         output, derivative = jax.linearize(explicit, *primals)
-        fine = ok(output)
+        fine = checkpoint_name(ok(output), ACCURATE)
         return output, _mask(derivative(*_mask(tangents, fine)), fine)
 
     return lambda *args: run(args, captured)

@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int
 
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval, Plan
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.gate import gated
 from filterdyn.filters.rows import Row
-from filterdyn.linalg import PSD
+from filterdyn.linalg import ACCURATE, PSD, SMALL
 from filterdyn.linearization import Affine
 from filterdyn.model import StateSpaceModel
 from filterdyn.status import Status
@@ -36,6 +37,8 @@ class Record(NamedTuple):
     standardized: Float[Array, " dy"]
     log_likelihood: Float[Array, ""]
     status: Int[Array, ""]
+    #: Is the status `OK`?
+    fine: Bool[Array, ""]
 
 
 def first_failure(*statuses: Any) -> Int[Array, ""]:
@@ -82,7 +85,7 @@ def step(
     finite = is_finite(new.belief.mean, new.belief.factor, new.log_likelihood)
     failure = jnp.where(finite, Status.OK, Status.MODEL_NOT_FINITE)
     status = first_failure(status, new.status, failure)
-    fine = status == Status.OK
+    fine = checkpoint_name(status == Status.OK, ACCURATE)
     belief = select(fine, new.belief, state.belief)
     visible = lambda tree: jax.tree.map(lambda x: jnp.where(fine, x, jnp.nan), tree)
     record = Record(
@@ -94,6 +97,7 @@ def step(
         visible(new.standardized),
         jnp.where(fine, new.log_likelihood, -jnp.inf),
         status,
+        fine,
     )
     return State(belief, status), record
 
@@ -108,7 +112,7 @@ def add(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
 
 def finite_term(record: Record) -> Float[Array, ""]:
     """The log-likelihood of a row, 0 after a failure."""
-    return jnp.where(record.status == Status.OK, record.log_likelihood, 0.0)
+    return jnp.where(record.fine, record.log_likelihood, 0.0)
 
 
 def run(
@@ -140,8 +144,10 @@ def run(
         return (state, *add(total, lost, term)), kept
 
     zero = jnp.zeros((), dtype)
+    small = model.dx <= SMALL // 2
+    policy = jax.checkpoint_policies.save_only_these_names(ACCURATE) if small else None
     (state, total, lost), kept = jax.lax.scan(
-        jax.checkpoint(body, prevent_cse=False), (start, zero, zero), rows
+        jax.checkpoint(body, prevent_cse=False, policy=policy), (start, zero, zero), rows
     )
     log_likelihood = jnp.where(state.status == Status.OK, total + lost, -jnp.inf)
     return state, log_likelihood, kept

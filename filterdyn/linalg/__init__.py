@@ -3,18 +3,21 @@ the derivative."""
 
 from filterdyn.linalg.condition import Conditioned, condition
 from filterdyn.linalg.discretize import Discretized, discretize
-from filterdyn.linalg.products import mm, mv
+from filterdyn.linalg.products import SMALL, mm, mv
 from filterdyn.linalg.psd import PSD, congruence, factor_of
 from filterdyn.linalg.regression import Regression, regress
 from filterdyn.linalg.sampling import sampling_factor
-from filterdyn.linalg.surrogate import with_derivative_of
+from filterdyn.linalg.surrogate import ACCURATE, accurately, with_derivative_of
 from filterdyn.linalg.triangularize import triangularize
 
 __all__ = [
+    "ACCURATE",
+    "SMALL",
     "PSD",
     "Conditioned",
     "Discretized",
     "Regression",
+    "accurately",
     "condition",
     "congruence",
     "discretize",

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float
 
 from filterdyn.linalg.products import SMALL, mm, mv
 from filterdyn.linalg.psd import PSD
-from filterdyn.linalg.surrogate import with_derivative_of
+from filterdyn.linalg.surrogate import ACCURATE, accurately
 
 #: Up to this many measurements the loop over them is unrolled.
 _UNROLL = 8
@@ -136,11 +137,11 @@ def condition(
         fixed_h, fixed_r = stop_gradient(h_i), stop_gradient(r_i)
         phi = (factor * fixed_h[:, None]).sum(0)
         swept, gain_value, a_value = _sweep(factor, phi, fixed_r)
-        ph = with_derivative_of(gain_value, mv(matrix, h_i))
-        a = with_derivative_of(a_value, (h_i * ph).sum() + r_i)
+        ph = accurately(gain_value, mv(matrix, h_i))
+        a = accurately(a_value, (h_i * ph).sum() + r_i)
         scale = (jnp.abs(fixed_h) * sizes).sum()
         zero = a_value <= jnp.where(fixed_r == 0, (16 * eps * scale) ** 2, 0.0)
-        use = observed_i & ~zero
+        use = checkpoint_name(observed_i & ~zero, ACCURATE)
         a = jnp.where(use, a, 1.0)
         error = jnp.where(use, residual_i - (h_i * shift).sum(), 0.0)
         log_likelihood = jnp.where(use, -0.5 * (jnp.log(a) + log_two_pi + error * error / a), 0.0)
@@ -151,7 +152,7 @@ def condition(
         # cancellation where r is far below H P H^T.
         left = matrix - gain[:, None] * mv(matrix, h_i)[None, :]
         smooth = left - mv(left, h_i)[:, None] * gain[None, :] + r_i * gain[:, None] * gain[None, :]
-        new_matrix = with_derivative_of(mm(new_factor, new_factor.T), smooth)
+        new_matrix = accurately(mm(new_factor, new_factor.T), smooth)
         standardized = error / jnp.sqrt(a)
         return (shift, new_factor, new_matrix), (log_likelihood, standardized, observed_i & zero)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from filterdyn.linalg.products import SMALL, mm
-from filterdyn.linalg.surrogate import with_derivative_of
+from filterdyn.linalg.surrogate import accurately
 from filterdyn.linalg.triangularize import triangularize
 
 
@@ -83,4 +83,4 @@ def congruence(phi: Float[Array, "m n"], p: PSD, noise: PSD) -> PSD:
         jax.lax.stop_gradient(jnp.concatenate([mm(phi, p.factor), noise.factor], axis=1))
     )
     smooth = mm(mm(phi, p.matrix), phi.T) + noise.matrix
-    return PSD(factor, with_derivative_of(mm(factor, factor.T), smooth))
+    return PSD(factor, accurately(mm(factor, factor.T), smooth))

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
@@ -20,6 +21,16 @@ def with_derivative_of(value: Float[Array, "..."], smooth: Float[Array, "..."]) 
     """
     dtype = jnp.result_type(value, smooth)
     return _with_derivative_of.bind(jnp.asarray(value, dtype), jnp.asarray(smooth, dtype))
+
+
+#: The values that a derivative needs of an accurate computation.
+ACCURATE = "filterdyn.accurate"
+
+
+def accurately(value: Float[Array, "..."], smooth: Float[Array, "..."]) -> Array:
+    """`with_derivative_of`, its value being one that a reverse pass may keep instead of repeating the
+    accurate computation."""
+    return with_derivative_of(checkpoint_name(value, ACCURATE), smooth)
 
 
 _with_derivative_of = Primitive("with_derivative_of")
