@@ -113,7 +113,7 @@ def forecast_from(
     if key is not None:
         check_key("forecast", key)
     if inputs is None and last_input is not None:
-        inputs = jnp.broadcast_to(last_input, (*jnp.shape(times), *last_input.shape))
+        inputs = jnp.broadcast_to(last_input, (*np.shape(times), *last_input.shape))
     check_is_model("forecast", model)
     series = blank("forecast", times, inputs, state.belief.mean.dtype)
     if not is_traced((series.times, last_time)) and series.times[0] < np.asarray(last_time):

@@ -79,13 +79,14 @@ class ObservedSeries(dist.Distribution):
                 f"{_NAME}: `model` is a batch of shape {model.batch_shape} but `batch_shape` is "
                 f"{batch_shape}; give batch_shape={model.batch_shape}"
             )
-        if any(jnp.ndim(x) for x in (t0,) if x is not None) and jnp.ndim(times) == 1:
-            times = jnp.broadcast_to(times, (*batch_shape, *jnp.shape(times)))
-        many = jnp.ndim(times) > 1
-        if many and (not batch_shape or jnp.shape(times)[:-1] != batch_shape):
+        if t0 is not None and np.ndim(t0) and np.ndim(times) == 1:
+            xp = jnp if is_traced(times) else np
+            times = xp.broadcast_to(xp.asarray(times), (*batch_shape, *np.shape(times)))
+        many = np.ndim(times) > 1
+        if many and (not batch_shape or np.shape(times)[:-1] != batch_shape):
             raise ValueError(
-                f"{_NAME}: `times` has shape {jnp.shape(times)} but `batch_shape` is {batch_shape}; "
-                f"expected times (T,), or batch_shape={jnp.shape(times)[:-1]} for a batch"
+                f"{_NAME}: `times` has shape {np.shape(times)} but `batch_shape` is {batch_shape}; "
+                f"expected times (T,), or batch_shape={np.shape(times)[:-1]} for a batch"
             )
         self.model = model
         self.series = blank(_NAME, times, inputs, model.dtype(), batch_shape if many else ())

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from filterdyn._checks import as_numbers, is_traced
+from filterdyn._checks import as_numbers, check_shape, is_traced
 from filterdyn._compile import inside_a_trace
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Plan
@@ -174,6 +174,8 @@ class OnlineFilter:
 
     def _run(self, arrays: Any, carry: Any, row: Row, plan: Plan) -> tuple[Any, StepResult]:
         model, filter = eqx.combine(arrays, self._static)
+        dy = (model.dy(row.time, row.input),)
+        check_shape(f"{_NAME}.step", "y", row.observation, dy, "the observation's entries")
         check_model(_NAME, model, jax.tree.map(lambda x: x[None], row))
         filter_state, total, lost = carry
         table = model.dynamics.tabulate(plan)
