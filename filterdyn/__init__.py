@@ -4,6 +4,9 @@ from importlib import import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
+# First, before anything can start a back end of JAX.
+from filterdyn._fusion import FusedLoops, fused_loops  # isort: skip
+
 from filterdyn import datasets
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import ODE, SDE, LinearSDE, LinearTransition, Transition
@@ -74,6 +77,9 @@ __all__ = [
     "OnlineFilter",
     "OnlineState",
     "StepResult",
+    # how it runs
+    "fused_loops",
+    "FusedLoops",
     # modules
     "datasets",
     "plots",

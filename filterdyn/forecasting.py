@@ -16,11 +16,12 @@ from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.rows import Row, rows_of
-from filterdyn.filters.scan import State, advance
+from filterdyn.filters.scan import State, advance, first_failure, is_finite
 from filterdyn.filters.verbs import check_is_model, check_model
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import blank
 from filterdyn.simulation import simulate_rows
+from filterdyn.status import Status
 
 
 class Forecast(eqx.Module):
@@ -65,6 +66,8 @@ def _forecast(
 
     def one(state: State, row: Row) -> tuple[State, Any]:
         belief, _, status = advance(filter, model, table, state, row)
+        finite = jnp.where(is_finite(belief.factor), Status.OK, Status.MODEL_NOT_FINITE)
+        status = first_failure(status, finite)
         seen = filter.predict_observation(model, belief, row.time, row.input)
         return State(belief, status), (belief.mean, belief.cov, seen)
 
@@ -73,7 +76,7 @@ def _forecast(
     samples = None
     if key is not None:
         samples = _samples(model, state.belief, rows, plan, key, num_samples)
-    fine = end.status == 0
+    fine = end.status == Status.OK
     visible = lambda tree: jax.tree.map(lambda x: jnp.where(fine, x, jnp.nan), tree)
     return *visible(moments), visible(samples), end.status, visible(seen)
 

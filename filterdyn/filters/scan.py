@@ -70,7 +70,8 @@ def advance(
     still = Affine(state.belief.mean, jnp.eye(n, dtype=dtype), PSD.zeros(n, dtype))
     move = select(moved, move, still)
     predicted = select(moved, predicted, state.belief)
-    finite = is_finite(predicted.mean, predicted.factor)
+    # (A covariance that is not finite shows in what is made of it.)
+    finite = is_finite(predicted.mean)
     failure = jnp.where(finite, Status.OK, Status.MODEL_NOT_FINITE)
     status = first_failure(state.status, row.status, jnp.where(moved, status, Status.OK), failure)
     return predicted, move, status
