@@ -2,11 +2,14 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions.transforms import ExpTransform
 
+from filterdyn._checks import is_traced
 from filterdyn.linalg import PSD
 
 
@@ -19,9 +22,9 @@ class Moments(NamedTuple):
     exact: bool
 
 
-def unwrap(distribution: dist.Distribution) -> dist.Distribution:
+def bare(distribution: dist.Distribution) -> dist.Distribution:
     """The distribution inside `to_event` and `expand`, batch and event axes merged."""
-    while isinstance(distribution, dist.Independent):
+    while isinstance(distribution, (dist.Independent, dist.ExpandedDistribution)):
         distribution = distribution.base_dist
     return distribution
 
@@ -43,19 +46,39 @@ def conditional_moments(distribution: dist.Distribution) -> Moments:
     `MultivariateStudentT`, `Multinomial` and `Dirichlet`, whose covariances are computed here because
     NumPyro's lack a factor df / (df - 2) or the off-diagonal entries.
 
-    **Raises:** `TypeError` for any other multivariate family, by name. Infinite or undefined moments
-    come back as they are: the caller makes them an error or a status.
+    **Raises:** `TypeError` for any other multivariate family, by name, `ValueError` for infinite or
+    undefined moments (Cauchy, Student-t with df <= 2). Where those depend on traced parameters they
+    come back as they are, and a filter makes them a status.
     """
-    d = distribution
+    # What does not depend on traced numbers is computed now, so that it can be refused now.
+    with jax.ensure_compile_time_eval():
+        found = _moments(distribution)
+        known = [x for x in (found.mean, found.cov.matrix) if not is_traced(x)]
+        if not found.exact and not all(np.isfinite(np.asarray(x)).all() for x in known):
+            raise ValueError(
+                f"conditional_moments: {type(bare(distribution)).__name__} has an infinite or undefined "
+                "mean or variance; expected finite ones (a Student-t has them for df > 2)"
+            )
+    return found
+
+
+def _moments(d: dist.Distribution) -> Moments:
+    if not isinstance(d, dist.Distribution):
+        raise TypeError(
+            f"conditional_moments: `distribution` is {type(d).__name__}; expected a NumPyro distribution"
+        )
     shape = (*d.batch_shape, *d.event_shape)
     if len(shape) != 1:
         raise ValueError(
             f"conditional_moments: {type(d).__name__} has batch shape {d.batch_shape} and event shape "
             f"{d.event_shape}; expected one vector (a vector of scalars becomes one with `.to_event(1)`)"
         )
-    inner = unwrap(d)
-    while isinstance(inner, dist.ExpandedDistribution):
-        inner = unwrap(inner.base_dist)
+    inner = bare(d)
+    if isinstance(inner, dist.MaskedDistribution):
+        raise TypeError(
+            "conditional_moments: a masked distribution is not taken; a missing entry is NaN in the "
+            "observations"
+        )
     full = lambda x: jnp.broadcast_to(x, shape)
     if isinstance(inner, dist.Normal):
         scale = full(inner.scale)
@@ -97,7 +120,7 @@ def _univariate(d: dist.Distribution) -> tuple[Array, Array]:
         mean = (d.probs * levels).sum(-1)
         return mean, (d.probs * levels**2).sum(-1) - mean**2
     if isinstance(d, dist.TransformedDistribution) and not isinstance(d, dist.LogNormal):
-        normal = unwrap(d.base_dist)
+        normal = bare(d.base_dist)
         if isinstance(normal, dist.Normal) and [type(t) for t in d.transforms] == [ExpTransform]:
             d = dist.LogNormal(normal.loc, normal.scale)
     try:

@@ -14,7 +14,7 @@ from filterdyn._checks import check_covariance, check_finite, check_shape, float
 from filterdyn.beliefs import Gaussian
 from filterdyn.linalg import PSD, factor_of, mv
 from filterdyn.linearization import AbstractLinearization
-from filterdyn.moments import conditional_moments
+from filterdyn.moments import bare, conditional_moments
 from filterdyn.status import Status
 from filterdyn.transforms import GaussianView, gaussian_view
 
@@ -243,7 +243,9 @@ class Observation(AbstractObservation):
     def linearize(
         self, rule: AbstractLinearization, at: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
     ) -> LinearizedObservation:
-        here = self.distribution(t, at.mean, u)
+        # So that moments which are infinite whatever the state are refused when the model is traced.
+        with jax.ensure_compile_time_eval():
+            here = self.distribution(t, at.mean, u)
         view = gaussian_view(here)
         if view is None:
             return self._matched(rule, at, t, u, y, here)
@@ -295,10 +297,7 @@ class Observation(AbstractObservation):
 
 def conditional_is_joint(d: dist.Distribution) -> bool:
     """Are the entries of one draw dependent?"""
-    inner = d
-    while isinstance(inner, (dist.Independent, dist.ExpandedDistribution)):
-        inner = inner.base_dist
-    return bool(inner.event_shape)
+    return bool(bare(d).event_shape)
 
 
 def masked_log_prob(

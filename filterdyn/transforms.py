@@ -15,7 +15,7 @@ from numpyro.distributions.transforms import (
 )
 
 from filterdyn.linalg import factor_of
-from filterdyn.moments import conditional_moments, unwrap
+from filterdyn.moments import bare, conditional_moments
 from filterdyn.status import Status
 
 #: |z| has two roots; stick breaking changes the number of entries.
@@ -108,12 +108,12 @@ def gaussian_view(d: dist.Distribution) -> GaussianView | None:
     """`d` as a bijective transform of a Gaussian with independent or joint noise, or `None`."""
     shape = (*d.batch_shape, *d.event_shape)
     transforms: tuple[Transform, ...] = ()
-    inner = _bare(d)
+    inner = bare(d)
     while isinstance(inner, dist.TransformedDistribution):
         if any(isinstance(t, _NOT_BIJECTIVE) for t in inner.transforms):
             return None
         transforms = (*inner.transforms, *transforms)
-        inner = _bare(inner.base_dist)
+        inner = bare(inner.base_dist)
     if isinstance(inner, dist.Normal):
         loc = jnp.broadcast_to(inner.loc, shape)
         return GaussianView(loc, jnp.broadcast_to(inner.scale, shape) ** 2, transforms)
@@ -121,10 +121,3 @@ def gaussian_view(d: dist.Distribution) -> GaussianView | None:
         moments = conditional_moments(inner)
         return GaussianView(moments.mean, moments.cov.matrix, transforms)
     return None
-
-
-def _bare(d: dist.Distribution) -> dist.Distribution:
-    d = unwrap(d)
-    while isinstance(d, dist.ExpandedDistribution):
-        d = unwrap(d.base_dist)
-    return d

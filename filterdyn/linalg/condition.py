@@ -69,7 +69,7 @@ def _decorrelate(
     with U unit lower triangular.
 
     Missing entries are decoupled first, so an observed entry is never mixed with a missing one; a zero
-    pivot of a singular R eliminates nothing.
+    pivot of a singular R eliminates nothing. A negative one (R is indefinite) becomes NaN.
     """
     dy = r.shape[0]
     both = observed[:, None] & observed[None, :]
@@ -78,6 +78,9 @@ def _decorrelate(
 
     def ratios(column: Array, pivot: Array, keep: Array) -> Array:
         return jnp.where(keep, column / jnp.where(keep, pivot, 1.0), 0.0)
+
+    def variance(pivot: Array, floor: Array) -> Array:
+        return jnp.where(pivot > floor, pivot, jnp.where(pivot < -1e3 * floor, jnp.nan, 0.0))
 
     if dy <= _UNROLL:
         done, variances = [], []
@@ -88,7 +91,7 @@ def _decorrelate(
             rest = rest[1:, 1:] - lower * rest[None, 0, 1:]
             rows = rows[1:] - lower * row
             done.append(row)
-            variances.append(jnp.where(keep, pivot, 0.0))
+            variances.append(variance(pivot, floor[j]))
         return jnp.stack(done), jnp.stack(variances)
 
     index = jnp.arange(dy)
@@ -98,10 +101,11 @@ def _decorrelate(
         is_j = index == j
         column = jnp.where(is_j, rest, 0.0).sum(1)
         pivot = jnp.where(is_j, column, 0.0).sum()
-        keep = pivot > jnp.where(is_j, floor, 0.0).sum()
+        least = jnp.where(is_j, floor, 0.0).sum()
+        keep = pivot > least
         lower = jnp.where(index > j, ratios(column, pivot, keep), 0.0)[:, None]
         row = jnp.where(is_j[:, None], rows, 0.0).sum(0)
-        return (rest - lower * column, rows - lower * row), jnp.where(keep, pivot, 0.0)
+        return (rest - lower * column, rows - lower * row), variance(pivot, least)
 
     (_, rows), pivots = jax.lax.scan(eliminate, (rest, rows), index)
     return rows, pivots
