@@ -101,7 +101,8 @@ class Series(eqx.Module):
         if clock.dtype == object and len(clock) and hasattr(clock[0], "timestamp"):
             clock = np.array([stamp.timestamp() for stamp in clock])
         if np.issubdtype(clock.dtype, np.datetime64):
-            clock = clock.astype("datetime64[ns]").astype(np.int64) * 1e-9
+            since = clock.astype("datetime64[ns]").astype(np.int64) / 1e9
+            clock = np.where(np.isnat(clock), np.nan, since)
         return cls(
             clock,
             np.stack([_frame_column(df, name) for name in observations], axis=1),
@@ -122,6 +123,8 @@ class Series(eqx.Module):
         times = self.times[rows]
         if times.shape[0] == 0:
             raise ValueError(f"{_NAME}: the slice {rows} selects no rows")
+        if self.times.ndim == 1 and rows.step is not None and rows.step < 0:
+            raise ValueError(f"{_NAME}: the slice {rows} runs backwards; expected a positive step")
         return _build(
             self,
             times=times,
