@@ -6,6 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+BATCH_RECIPE = (
+    "make a batch of models with equinox.filter_vmap(make)(parameters), where make(one) builds one "
+    "model and holds its parameters as array fields of equinox modules"
+)
+
+
+def batch_hint(batched: bool) -> str:
+    """What to say, after a wrong shape, to somebody whose function closes over a batch of parameters."""
+    return f". If the model holds a batch of parameters, {BATCH_RECIPE}" if batched else ""
+
 
 def is_traced(tree: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

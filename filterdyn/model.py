@@ -9,16 +9,11 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array
 
-from filterdyn._checks import is_traced
+from filterdyn._checks import BATCH_RECIPE, is_traced
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import AbstractDynamics
 from filterdyn.moments import conditional_moments
 from filterdyn.observations import AbstractObservation
-
-BATCH_RECIPE = (
-    "make a batch of models with equinox.filter_vmap(make)(parameters), where make(one) builds one "
-    "model and holds its parameters as array fields of equinox modules"
-)
 
 
 class StateSpaceModel(eqx.Module):

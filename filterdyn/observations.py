@@ -10,7 +10,14 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float
 
 from filterdyn._callables import Function, Held, hold_function
-from filterdyn._checks import check_covariance, check_finite, check_shape, float_array, returned
+from filterdyn._checks import (
+    batch_hint,
+    check_covariance,
+    check_finite,
+    check_shape,
+    float_array,
+    returned,
+)
 from filterdyn.beliefs import Gaussian
 from filterdyn.linalg import PSD, factor_of, mv
 from filterdyn.linearization import AbstractLinearization
@@ -132,6 +139,7 @@ class GaussianObservation(AbstractObservation):
         if value.ndim != 1:
             raise ValueError(
                 f"GaussianObservation: `h(t, x, u)` returned shape {value.shape}; expected (dy,)"
+                f"{batch_hint(value.ndim > 1)}"
             )
         return value
 
@@ -237,6 +245,7 @@ class Observation(AbstractObservation):
                 f"Observation: `fn(t, x, u)` returned {type(d).__name__} with batch shape "
                 f"{d.batch_shape} and event shape {d.event_shape}; expected batch shape () and event "
                 "shape (dy,), as `.to_event(1)` gives"
+                f"{batch_hint(bool(d.batch_shape and d.event_shape))}"
             )
         return d
 
@@ -330,7 +339,7 @@ def matrix(owner: str, name: str, value: Any, ndim: int) -> Any:
     if array.ndim != ndim:
         raise ValueError(
             f"{owner}: `{name}` has shape {array.shape}; expected {ndim} "
-            f"{'axes' if ndim > 1 else 'axis'}"
+            f"{'axes' if ndim > 1 else 'axis'}{batch_hint(array.ndim > ndim)}"
         )
     check_finite(owner, name, array)
     return array

@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
 from filterdyn._callables import Function, Held, hold_function
+from filterdyn._checks import batch_hint
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics.base import AbstractDynamics, Interval
 from filterdyn.linearization import AbstractLinearization, Affine
@@ -44,6 +45,7 @@ class Transition(AbstractDynamics):
                 f"Transition: `fn(t, x, u)` returned {type(d).__name__} with batch shape "
                 f"{d.batch_shape} and event shape {d.event_shape}; expected batch shape () and event "
                 f"shape {x.shape}, as `.to_event(1)` gives"
+                f"{batch_hint(bool(d.batch_shape and d.event_shape))}"
             )
         return d
 

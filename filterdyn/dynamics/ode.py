@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from filterdyn._callables import Function, Held, hold_function
-from filterdyn._checks import returned
+from filterdyn._checks import batch_hint, returned
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics.adaptive import solve_flow
 from filterdyn.dynamics.base import AbstractDynamics, Interval, Plan
@@ -149,4 +149,5 @@ def check_field(owner: str, name: str, field: Held, t: Any, x: Any, u: Any) -> N
     if value.shape != x.shape:
         raise ValueError(
             f"{owner}: `{name}(t, x, u)` returned shape {value.shape}; expected {x.shape}, as the state"
+            f"{batch_hint(value.size > x.size)}"
         )

@@ -26,9 +26,14 @@ def check_is_model(owner: str, model: Any) -> None:
 def check_is_filter(owner: str, filter: Any) -> None:
     """**Raises:** `TypeError` for anything else, a filter's class among them."""
     if not isinstance(filter, AbstractFilter):
+        if isinstance(filter, type) and issubclass(filter, AbstractFilter):
+            name = filter.__name__
+            raise TypeError(
+                f"{owner}: `filter` is the class {name}; expected a filter, such as fd.{name}()"
+            )
         raise TypeError(
-            f"{owner}: `filter` is {getattr(filter, '__name__', type(filter).__name__)}; expected a "
-            "filter such as fd.ExtendedKalmanFilter()"
+            f"{owner}: `filter` is {type(filter).__name__}; expected a filter such as "
+            "fd.ExtendedKalmanFilter()"
         )
 
 
