@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
+from numpyro.distributions import constraints
 from numpyro.distributions.transforms import ExpTransform
 
 from filterdyn._checks import is_traced
@@ -123,6 +124,11 @@ def _univariate(d: dist.Distribution) -> tuple[Array, Array]:
         normal = bare(d.base_dist)
         if isinstance(normal, dist.Normal) and [type(t) for t in d.transforms] == [ExpTransform]:
             d = dist.LogNormal(normal.loc, normal.scale)
+    if d.support is constraints.circular:
+        raise TypeError(
+            f"conditional_moments: {type(d).__name__} lives on a circle, where NumPyro's mean and variance "
+            "are not those of a number (observe a sine and a cosine)"
+        )
     try:
         mean, variance = jnp.asarray(d.mean), jnp.asarray(d.variance)
     except NotImplementedError:
