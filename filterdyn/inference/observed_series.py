@@ -132,18 +132,22 @@ class ObservedSeries(dist.Distribution):
 
     def _value(self, value: Any) -> Float[Array, "n *S T dy"]:
         value = float_array(_NAME, "value", value)
-        if value.shape[-2:] != self.event_shape:
+        shape = (*self.batch_shape, *self.event_shape)
+        try:
+            whole = jnp.broadcast_shapes(value.shape, shape)
+        except ValueError:
+            whole = ()
+        if value.shape[-2:] != self.event_shape or not whole:
             raise ValueError(
                 f"{_NAME}: the value has shape {value.shape}; expected (..., "
-                f"{', '.join(str(n) for n in (*self.batch_shape, *self.event_shape))})"
+                f"{', '.join(str(n) for n in shape)})"
             )
         if not is_traced(value) and np.isinf(np.asarray(value)).any():
             raise ValueError(
                 f"{_NAME}: the value has infinite entries; expected finite numbers, or NaN for a "
                 "missing entry"
             )
-        lead = jnp.broadcast_shapes(value.shape[:-2], self.batch_shape)
-        return jnp.broadcast_to(value, (*lead, *self.event_shape))
+        return jnp.broadcast_to(value, whole)
 
     def _log_density(self, value: Any, pointwise: bool) -> Array:
         value = self._value(value)
