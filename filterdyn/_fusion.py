@@ -15,7 +15,7 @@ from jax._src import xla_bridge
 _OPTION = "xla_cpu_small_while_loop_byte_threshold"
 _EXTRA = re.compile(r"--xla_backend_extra_options=(\S*)")
 #: Largest body of a loop that becomes one function, in bytes of intermediate results.
-_BYTES = 65536
+_BYTES = 262144
 
 
 class FusedLoops(Enum):

@@ -57,7 +57,7 @@ class Gaussian(eqx.Module):
     @property
     def factor(self) -> Float[Array, "*T dx dx"]:
         """A factor S with cov = S S^T. It carries no derivative: differentiate `cov`."""
-        return self.spread.factor
+        return self.spread.root
 
     def astype(self, dtype: jnp.dtype) -> "Gaussian":
         return Gaussian(self.mean.astype(dtype), spread=self.spread.astype(dtype))
@@ -69,4 +69,4 @@ class Gaussian(eqx.Module):
 
     def to_distribution(self) -> dist.MultivariateNormal:
         """The belief as a NumPyro distribution (its factor must be regular for `log_prob`)."""
-        return dist.MultivariateNormal(self.mean, scale_tril=self.spread.factor)
+        return dist.MultivariateNormal(self.mean, scale_tril=self.spread.root)

@@ -66,7 +66,7 @@ def _forecast(
 
     def one(state: State, row: Row) -> tuple[State, Any]:
         belief, _, status = advance(filter, model, table, state, row)
-        finite = jnp.where(is_finite(belief.factor), Status.OK, Status.MODEL_NOT_FINITE)
+        finite = jnp.where(is_finite(belief.spread.carrier), Status.OK, Status.MODEL_NOT_FINITE)
         status = first_failure(status, finite)
         seen = filter.predict_observation(model, belief, row.time, row.input)
         return State(belief, status), (belief.mean, belief.cov, seen)

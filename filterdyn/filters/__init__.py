@@ -1,18 +1,24 @@
 """Filters move a belief; the verbs apply them to a series."""
 
 from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters.cubature import CubatureKalmanFilter
 from filterdyn.filters.extended import ExtendedKalmanFilter
+from filterdyn.filters.gauss_hermite import GaussHermiteKalmanFilter
 from filterdyn.filters.kalman import KalmanFilter
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.filters.results import FilterResult
+from filterdyn.filters.unscented import UnscentedKalmanFilter
 from filterdyn.filters.verbs import filter, log_likelihood
 
 __all__ = [
     "AbstractFilter",
+    "CubatureKalmanFilter",
     "ExtendedKalmanFilter",
     "FilterResult",
+    "GaussHermiteKalmanFilter",
     "KalmanFilter",
     "PredictedObservation",
+    "UnscentedKalmanFilter",
     "filter",
     "log_likelihood",
 ]

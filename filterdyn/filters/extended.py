@@ -24,10 +24,14 @@ class ExtendedKalmanFilter(AbstractFilter):
     """
 
     iterations: int = eqx.field(static=True)
+    square_root: bool = eqx.field(static=True)
 
-    def __init__(self, iterations: int = 1):
-        """**Arguments:** `iterations`: how often the observation is linearised; 1 is the extended
-        Kalman filter, more is the iterated one (Gauss-Newton steps towards the posterior mode).
+    def __init__(self, iterations: int = 1, *, square_root: bool = True):
+        """**Arguments:**
+
+        - `iterations`: how often the observation is linearised; 1 is the extended Kalman filter, more
+          is the iterated one (Gauss-Newton steps towards the posterior mode);
+        - `square_root`: as for `KalmanFilter`.
 
         **Raises:** `ValueError` unless it is an integer >= 1.
         """
@@ -36,12 +40,13 @@ class ExtendedKalmanFilter(AbstractFilter):
                 f"ExtendedKalmanFilter: `iterations` is {iterations!r}; expected an integer >= 1"
             )
         self.iterations = iterations
+        self.square_root = square_root
 
     def check(self, model: StateSpaceModel) -> None:
         """Every model is accepted."""
 
     def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
-        return model.start(dtype)
+        return gaussian.start(model, dtype, self.square_root)
 
     def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
         return gaussian.predict(model, belief, interval, Taylor())

@@ -24,6 +24,14 @@ def cast(tree: Any, dtype: jnp.dtype) -> Any:
     )
 
 
+def start(model: StateSpaceModel, dtype: jnp.dtype, square_root: bool) -> Gaussian:
+    """The belief before any measurement, in square-root or in covariance form."""
+    belief = model.start(dtype)
+    if square_root:
+        return belief
+    return Gaussian(belief.mean, spread=belief.spread.without_factor())
+
+
 def predict(
     model: StateSpaceModel, belief: Gaussian, interval: Interval, rule: AbstractLinearization
 ) -> Prediction:
@@ -44,8 +52,9 @@ def update(
     iterations: int = 1,
 ) -> Update:
     """Condition on a measurement; with `iterations` > 1 the observation is linearised again at the
-    posterior mean (Gauss-Newton; Bell, Cathey 1993). Each round starts from the prior, so the
-    measurement counts once."""
+    posterior (by Taylor expansion Gauss-Newton steps, Bell, Cathey 1993; by sigma points posterior
+    linearisation, Garcia-Fernandez et al. 2015). Each round starts from the prior, so the measurement
+    counts once."""
     prior, dtype = belief, belief.mean.dtype
 
     def linearized(at: Gaussian) -> LinearizedObservation:
@@ -61,14 +70,14 @@ def update(
     standardized = jnp.where(first.observed, found.standardized, jnp.nan)
     for _ in range(iterations - 1):
         at = prior.mean + found.shift
-        lin = linearized(Gaussian(at, spread=prior.spread))
+        lin = linearized(Gaussian(at, spread=found.cov))
         found = conditioned(lin, at)
 
     noise = first.noise * jnp.eye(len(y), dtype=dtype) if first.noise.ndim == 1 else first.noise
     innovation_cov = mm(mm(first.slope, prior.cov), first.slope.T) + noise
     log_likelihood, singular = found.log_likelihood, found.singular
     if lin.exact_log_prob is not None:
-        known = (prior.factor == 0).all()
+        known = (prior.spread.carrier == 0).all()
         log_likelihood = jnp.where(known, lin.exact_log_prob, log_likelihood)
         singular = singular & ~known
     status = jnp.where(singular, Status.SINGULAR_INNOVATION, Status.OK)

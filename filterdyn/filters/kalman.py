@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -16,11 +17,20 @@ from filterdyn.moments import conditional_moments
 
 
 class KalmanFilter(AbstractFilter):
-    """The exact filter of a linear Gaussian model (Kalman 1960), in square-root form.
+    """The exact filter of a linear Gaussian model (Kalman 1960).
 
     Accepts `LinearTransition` or `LinearSDE` dynamics, `LinearObservation`, and a Gaussian or `Delta`
     `initial`; refuses everything else with the name of a filter that takes it.
     """
+
+    square_root: bool = eqx.field(static=True)
+
+    def __init__(self, *, square_root: bool = True):
+        """**Arguments:** `square_root`: carry a factor of the covariance (the default: right on
+        ill-conditioned problems and in float32), or with `False` the covariance itself, in Joseph's
+        form: up to twice as fast, for well-conditioned problems in float64.
+        """
+        self.square_root = square_root
 
     def check(self, model: StateSpaceModel) -> None:
         instead = "use fd.ExtendedKalmanFilter()"
@@ -41,7 +51,7 @@ class KalmanFilter(AbstractFilter):
             )
 
     def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
-        return model.start(dtype)
+        return gaussian.start(model, dtype, self.square_root)
 
     def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
         return gaussian.predict(model, belief, interval, Taylor())

@@ -1,12 +1,11 @@
 """What a measurement would be: its distribution under a Gaussian belief of the state."""
 
+from statistics import NormalDist
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from filterdyn.linalg import factor_of
@@ -40,7 +39,7 @@ class PredictedObservation(eqx.Module):
         """
         if not 0 < probability < 1:
             raise ValueError(f"interval: `probability` is {probability}; expected 0 < p < 1")
-        reach = float(ndtri(0.5 + 0.5 * np.float64(probability)))
+        reach = NormalDist().inv_cdf(0.5 + 0.5 * float(probability))
 
         def one(p: PredictedObservation) -> tuple[Array, Array]:
             sd = jnp.sqrt(jnp.diagonal(p.cov))

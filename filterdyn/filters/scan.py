@@ -13,7 +13,7 @@ from filterdyn.dynamics import Interval, Plan
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.gate import gated
 from filterdyn.filters.rows import Row
-from filterdyn.linalg import ACCURATE, PSD, SMALL
+from filterdyn.linalg import ACCURATE, FUSED, PSD
 from filterdyn.linearization import Affine
 from filterdyn.model import StateSpaceModel
 from filterdyn.status import Status
@@ -83,7 +83,7 @@ def step(
     """Predict, then update. After a failure the belief stays at its last good value."""
     predicted, move, status = advance(filter, model, table, state, row)
     new = filter.update(model, predicted, row.time, row.input, row.observation)
-    finite = is_finite(new.belief.mean, new.belief.factor, new.log_likelihood)
+    finite = is_finite(new.belief.mean, new.belief.spread.carrier, new.log_likelihood)
     failure = jnp.where(finite, Status.OK, Status.MODEL_NOT_FINITE)
     status = first_failure(status, new.status, failure)
     fine = checkpoint_name(status == Status.OK, ACCURATE)
@@ -151,7 +151,7 @@ def run(
         return (state, *add(total, lost, term)), kept
 
     zero = jnp.zeros((), dtype)
-    small = model.dx <= SMALL // 2
+    small = model.dx <= FUSED
     policy = _is_accurate if small else None
     (state, total, lost), kept = jax.lax.scan(
         jax.checkpoint(body, prevent_cse=False, policy=policy), (start, zero, zero), rows

@@ -1,9 +1,10 @@
 """Small dense kernels. A covariance is carried as a `PSD`: its factor holds the value, its matrix
 the derivative."""
 
-from filterdyn.linalg.condition import Conditioned, condition
+from filterdyn.linalg.condition import condition
+from filterdyn.linalg.conditioned import Conditioned
 from filterdyn.linalg.discretize import Discretized, discretize
-from filterdyn.linalg.products import SMALL, mm, mv
+from filterdyn.linalg.products import FUSED, mm, mv
 from filterdyn.linalg.psd import PSD, congruence, factor_of
 from filterdyn.linalg.regression import Regression, regress
 from filterdyn.linalg.sampling import sampling_factor
@@ -12,7 +13,7 @@ from filterdyn.linalg.triangularize import triangularize
 
 __all__ = [
     "ACCURATE",
-    "SMALL",
+    "FUSED",
     "PSD",
     "Conditioned",
     "Discretized",

@@ -6,6 +6,8 @@ from jaxtyping import Array, Float
 
 #: Up to this size a product is a multiply-and-sum (fused by XLA), above it a BLAS call.
 SMALL = 16
+#: Up to this many states a filter's step holds no LAPACK call and becomes one kernel.
+FUSED = 12
 
 
 def mm(a: Float[Array, "n k"], b: Float[Array, "k m"]) -> Float[Array, "n m"]:

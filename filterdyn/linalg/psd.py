@@ -12,15 +12,16 @@ from filterdyn.linalg.triangularize import triangularize
 
 
 class PSD(eqx.Module):
-    """P = S S^T. All values are computed from `factor` S (which carries no derivative); `matrix` P has
-    the value S S^T and the derivative of the covariance recursion. So precision is that of a
-    square-root filter and gradients are those of the covariance form, at singular P too."""
+    """P = S S^T. In square-root form all values are computed from `factor` S (which carries no
+    derivative); `matrix` P has the value S S^T and the derivative of the covariance recursion. So
+    precision is that of a square-root filter and gradients are those of the covariance form, at
+    singular P too. In covariance form `factor` is `None`, and the matrix holds both."""
 
-    factor: Float[Array, "n n"]
+    factor: Float[Array, "n n"] | None
     matrix: Float[Array, "n n"]
 
-    def __init__(self, factor: Float[Array, "n n"], matrix: Float[Array, "n n"]):
-        self.factor = jax.lax.stop_gradient(factor)
+    def __init__(self, factor: Float[Array, "n n"] | None, matrix: Float[Array, "n n"]):
+        self.factor = None if factor is None else jax.lax.stop_gradient(factor)
         self.matrix = matrix
 
     @staticmethod
@@ -42,7 +43,31 @@ class PSD(eqx.Module):
         return PSD(jnp.zeros((n, n), dtype), jnp.zeros((n, n), dtype))
 
     def astype(self, dtype: jnp.dtype) -> "PSD":
-        return PSD(self.factor.astype(dtype), self.matrix.astype(dtype))
+        factor = None if self.factor is None else self.factor.astype(dtype)
+        return PSD(factor, self.matrix.astype(dtype))
+
+    def without_factor(self) -> "PSD":
+        """The same in covariance form."""
+        return PSD(None, self.matrix)
+
+    @property
+    def root(self) -> Float[Array, "n n"]:
+        """A factor S, computed where there is none. It carries no derivative."""
+        if self.factor is not None:
+            return self.factor
+        return factor_of(jax.lax.stop_gradient(self.matrix))
+
+    @property
+    def carrier(self) -> Float[Array, "n n"]:
+        """Whichever holds the value: finite if P is, zero if P is."""
+        return self.matrix if self.factor is None else self.factor
+
+    def standard_deviations(self) -> Float[Array, " n"]:
+        """Square roots of the diagonal of P."""
+        if self.factor is None:
+            diagonal = jnp.diagonal(self.matrix)
+            return jnp.sqrt(jnp.where(diagonal > 0, diagonal, 0.0))
+        return jnp.sqrt((self.factor * self.factor).sum(1))
 
 
 def factor_of(p: Float[Array, "n n"]) -> Float[Array, "n n"]:
@@ -78,9 +103,10 @@ def factor_of(p: Float[Array, "n n"]) -> Float[Array, "n n"]:
 
 
 def congruence(phi: Float[Array, "m n"], p: PSD, noise: PSD) -> PSD:
-    """phi P phi^T + noise."""
-    factor = triangularize(
-        jax.lax.stop_gradient(jnp.concatenate([mm(phi, p.factor), noise.factor], axis=1))
-    )
+    """phi P phi^T + noise, in the form that P has."""
     smooth = mm(mm(phi, p.matrix), phi.T) + noise.matrix
+    if p.factor is None:
+        return PSD(None, 0.5 * (smooth + smooth.T))
+    wide = jnp.concatenate([mm(jax.lax.stop_gradient(phi), p.factor), noise.root], axis=1)
+    factor = triangularize(jax.lax.stop_gradient(wide))
     return PSD(factor, accurately(mm(factor, factor.T), smooth))

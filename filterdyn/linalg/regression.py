@@ -31,8 +31,8 @@ def regress(p: PSD, phi: Float[Array, "dx dx"], noise: PSD) -> Regression:
     of P_next.
     """
     n = phi.shape[0]
-    s, fixed_phi = p.factor, stop_gradient(phi)
-    top = jnp.concatenate([mm(fixed_phi, s), noise.factor], axis=1)
+    s, fixed_phi = p.root, stop_gradient(phi)
+    top = jnp.concatenate([mm(fixed_phi, s), noise.root], axis=1)
     bottom = jnp.concatenate([s, jnp.zeros_like(s)], axis=1)
     joint = triangularize(jnp.concatenate([top, bottom], axis=0))
     a, b, c = joint[:n, :n], joint[n:, :n], joint[n:, n:]

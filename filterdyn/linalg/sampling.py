@@ -16,6 +16,6 @@ def sampling_factor(p: PSD) -> Float[Array, "n n"]:
     A draw m + L eps then has the derivative of a reparameterised sample (first order only). At a
     singular P the derivative is that within its range.
     """
-    factor = triangularize(jax.lax.stop_gradient(p.factor))
+    factor = triangularize(jax.lax.stop_gradient(p.root))
     inverse = generalised_inverse(factor)
     return with_derivative_of(factor, 0.5 * mm(p.matrix, jax.lax.stop_gradient(inverse).T))

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from filterdyn.linalg.products import SMALL
+from filterdyn.linalg.products import FUSED
 
 
 def triangularize(a: Float[Array, "n k"]) -> Float[Array, "n n"]:
@@ -24,7 +24,7 @@ def triangularize(a: Float[Array, "n k"]) -> Float[Array, "n n"]:
 
 def _triangularize(rows: Float[Array, "n k"]) -> Float[Array, "n n"]:
     n = rows.shape[0]
-    if n > SMALL:
+    if n > FUSED:
         r = jnp.linalg.qr(rows.T, mode="r")
         padded = jnp.zeros((n, n), r.dtype).at[: r.shape[0]].set(r)
         return jnp.tril(padded.T * jnp.where(jnp.diagonal(padded) < 0, -1.0, 1.0))

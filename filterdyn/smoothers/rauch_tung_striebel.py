@@ -59,7 +59,7 @@ def smooth_backward(forward: Pass) -> tuple[Gaussian, Float[Array, "T_minus_1 dx
     if forward.filtered.mean.shape[0] == 1:
         return forward.filtered, jnp.zeros((0, *last.cov.shape), last.cov.dtype)
     example = jax.tree.map(lambda x: x[0], steps)
-    fine = lambda out: jnp.isfinite(out[0].mean).all() & jnp.isfinite(out[0].factor).all()
+    fine = lambda out: jnp.isfinite(out[0].mean).all() & jnp.isfinite(out[0].spread.carrier).all()
     guarded = gated(one, fine, last, example)
     body = jax.checkpoint(lambda after, step: guarded(after, step), prevent_cse=False)
     _, (beliefs, lag_one) = jax.lax.scan(body, last, steps, reverse=True)
