@@ -17,7 +17,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DATA_COLOUR = "#222222"
 GUIDE_COLOUR = "#777777"
 MARKERS = "osD^vP*X"
+STYLES = ("-", "--", "-.", ":")
 _MANY_ROWS = 150
+_LETTERS_PER_INCH = 13
 
 
 def panels(owner: str, axes: Any, count: int, each: str) -> np.ndarray:
@@ -58,32 +60,41 @@ def finish(axes: np.ndarray, names: Sequence[str], times: np.ndarray, ours: bool
     """Names on the vertical axes, time below the panels, and one legend for all of them."""
     for ax, name in zip(axes, names, strict=True):
         ax.set_ylabel(name)
-        ax.margins(x=0.02)
-        if np.all(times == np.round(times)):
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        time_axis(ax, times)
         if ax.xaxis.get_tick_params().get("labelbottom", True):
             ax.set_xlabel("time")
     legend(axes, ours)
 
 
+def time_axis(ax: Axes, times: np.ndarray) -> None:
+    """Whole times get whole ticks, and a single time some room."""
+    if np.all(times == np.round(times)):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if np.min(times) == np.max(times):
+        ax.set_xlim(times[0] - 1, times[0] + 1)
+    else:
+        ax.margins(x=0.02)
+
+
 def legend(axes: np.ndarray, ours: bool) -> None:
-    """One legend: above the panels of a figure of ours, in the first panel of somebody else's."""
+    """One legend: above the panels of a figure of ours, in the first panel of somebody else's. What
+    has the same label in one panel (a line and its band) is one entry."""
     entries: dict[str, Any] = {}
     for ax in axes:
+        here: dict[str, list[Any]] = {}
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    if not entries:
+            here.setdefault(label, []).append(handle)
+        entries = {**here, **entries}
+    handles, labels = [tuple(h) for h in entries.values()], list(entries)
+    if not labels:
         return
-    if ours:
-        axes[0].figure.legend(
-            entries.values(),
-            entries.keys(),
-            loc="outside upper center",
-            ncols=min(len(entries), 5),
-            frameon=False,
-        )
-    else:
-        axes[0].legend(entries.values(), entries.keys(), loc="best", framealpha=0.8)
+    if not ours:
+        axes[0].legend(handles, labels, loc="best", framealpha=0.8)
+        return
+    figure = axes[0].figure
+    room = figure.get_size_inches()[0] * _LETTERS_PER_INCH
+    columns = max(1, int(room / (max(map(len, labels)) + 8)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
 
 
 def line(ax: Axes, times: Any, values: Any, colour: str, label: str | None, **style: Any) -> None:
@@ -111,10 +122,15 @@ def band(
 def points(ax: Axes, times: Any, values: Any, label: str = "data") -> None:
     """What was measured; a missing entry is not drawn."""
     seen = np.isfinite(values)
-    size = 4.0 if seen.sum() < _MANY_ROWS else 2.0
+    size = marker_size(seen)
     ax.plot(
         times[seen], values[seen], "o", color=DATA_COLOUR, markersize=size, label=label, zorder=3
     )
+
+
+def marker_size(seen: np.ndarray) -> float:
+    """Smaller where there are many."""
+    return 4.0 if seen.sum() < _MANY_ROWS else 2.0
 
 
 def _alone(finite: np.ndarray) -> np.ndarray:

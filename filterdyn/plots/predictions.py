@@ -36,8 +36,6 @@ from filterdyn.plots.drawing import (
 from filterdyn.series import Series
 from filterdyn.status import Status
 
-_ONE_STEP = "one step ahead"
-
 
 def one_step(
     model: StateSpaceModel,
@@ -75,7 +73,7 @@ def one_step(
     if not np.isfinite(np.asarray(predicted.loc)).any():
         raise nothing_to_draw(owner, result)
     flat = panels(owner, axes, series.dy, "each observed quantity")
-    label = _labelled(_ONE_STEP, result)
+    label = _label(result, probability)
     _draw(flat, series.times, predicted, probability, COLOURS[0], label)
     _draw_data(flat, series)
     finish(flat, column_names(series.observation_names, series.dy, "y"), series.times, axes is None)
@@ -97,7 +95,7 @@ def forecast(
     - `forecast`: what `fd.forecast` or `OnlineFilter.forecast` returned;
     - `series`: the data so far, or the part of them that is worth a look (`series[-30:]`);
     - `result`: what `fd.filter` returned for this series: then each measurement has its band one step
-      ahead, as in `one_step`;
+      ahead, as in `one_step` (a missing entry has none here: it has no innovation);
     - `probability` of the central bands;
     - `axes`: dy Matplotlib axes, by default those of a new figure.
 
@@ -135,12 +133,19 @@ def forecast(
     if series is not None:
         if result is not None:
             past = _expected(result, series, forecast.predicted.transforms)
-            label = _labelled(_ONE_STEP, result)
+            label = _label(result, probability)
             _draw(flat, series.times, past, probability, COLOURS[0], label)
         _draw_data(flat, series)
         for ax in flat:
             ax.axvline(series.times[-1], color=GUIDE_COLOUR, linewidth=0.8, linestyle=":")
-    _draw(flat, times, forecast.predicted, probability, COLOURS[1], "forecast")
+    _draw(
+        flat,
+        times,
+        forecast.predicted,
+        probability,
+        COLOURS[1],
+        f"forecast, {percent(probability)}",
+    )
     names = None if series is None else series.observation_names
     whole = times if series is None else np.concatenate([series.times, times])
     finish(flat, column_names(names, dy, "y"), whole, ours=axes is None)
@@ -189,7 +194,7 @@ def posterior_predictive(
         for p, low, high in zip(ordered, ends[::2], ends[1::2], strict=True):
             label = f"replicated, {percent(p)}"
             band(ax, series.times, low[:, j], high[:, j], COLOURS[0], label, alpha=0.22)
-        line(ax, series.times, median[:, j], COLOURS[0], "replicated, median")
+        line(ax, series.times, median[:, j], COLOURS[0], label)
     _draw_data(flat, series)
     finish(flat, column_names(series.observation_names, series.dy, "y"), series.times, axes is None)
     return flat
@@ -218,9 +223,9 @@ def _expected(
     return PredictedObservation(z - result.innovations, result.innovation_covs, transforms)
 
 
-def _labelled(label: str, result: FilterResult) -> str:
+def _label(result: FilterResult, probability: float) -> str:
     failed = failure(result)
-    return label if failed is None else f"{label} ({failed})"
+    return f"one step ahead, {percent(probability)}" + (f" ({failed})" if failed else "")
 
 
 def _draw(
@@ -237,8 +242,8 @@ def _draw(
     curves = (median, *predicted.interval(probability))
     middle, low, high = (np.asarray(x, dtype=np.float64) for x in curves)
     for j, ax in enumerate(axes):
-        band(ax, times, low[:, j], high[:, j], colour, f"{label}, {percent(probability)}")
-        line(ax, times, middle[:, j], colour, f"{label}, median")
+        band(ax, times, low[:, j], high[:, j], colour, label)
+        line(ax, times, middle[:, j], colour, label)
 
 
 def _draw_data(axes: np.ndarray, series: Series) -> None:

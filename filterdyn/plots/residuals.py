@@ -17,12 +17,15 @@ from filterdyn.plots.drawing import (
     COLOURS,
     GUIDE_COLOUR,
     MARKERS,
+    STYLES,
     check_is,
     check_is_one,
     column_names,
     given,
     legend,
+    marker_size,
     nothing_to_draw,
+    time_axis,
 )
 
 _OWNER = "plots.innovations"
@@ -74,8 +77,7 @@ def innovations(result: FilterResult, *, lags: int | None = None, axes: Any = No
     _histogram(grid[0, 1], z, names, styles)
     _quantiles(grid[1, 0], z, names, styles)
     _correlogram(grid[1, 1], z, names, styles, lags)
-    if dy > 1:
-        legend(grid[:1, 0], ours=axes is None)
+    legend(grid[0], ours=axes is None)
     return grid
 
 
@@ -85,7 +87,7 @@ def _over_time(ax: Axes, times: Any, z: Any, names: Sequence[str], styles: dict[
         ax.axhline(level, color=GUIDE_COLOUR, linewidth=1, linestyle=style, zorder=1)
     for j, (colour, marker) in styles.items():
         keep = ~np.isnan(z[:, j])
-        size = 4 if keep.sum() < 150 else 2
+        size = marker_size(keep)
         ax.plot(
             times[keep],
             z[keep, j],
@@ -97,22 +99,21 @@ def _over_time(ax: Axes, times: Any, z: Any, names: Sequence[str], styles: dict[
         )
     largest = max(3.0, 1.1 * float(np.nanmax(np.abs(z))))
     ax.set(xlabel="time", ylabel="standardised innovation", ylim=(-largest, largest))
-    if np.all(times == np.round(times)):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    time_axis(ax, times)
 
 
 def _histogram(ax: Axes, z: Any, names: Sequence[str], styles: dict[int, Any]) -> None:
     most = int((~np.isnan(z)).sum(0).max())
     limit = min(_EDGE, max(3.5, float(np.nanmax(np.abs(z)))))
     # Scott's rule for normal numbers.
-    count = min(60, math.ceil(2 * limit / (3.49 * most ** (-1 / 3))))
+    count = min(60, max(10, math.ceil(2 * limit / (3.49 * most ** (-1 / 3)))))
     edges = np.linspace(-limit, limit, count + 1).tolist()
     for j, (colour, _) in styles.items():
         values = np.clip(z[~np.isnan(z[:, j]), j], -limit, limit)
         look: dict[str, Any] = (
             {"histtype": "stepfilled", "alpha": 0.35}
             if len(styles) == 1
-            else {"histtype": "step", "linewidth": 1.5}
+            else {"histtype": "step", "linewidth": 1.5, "linestyle": STYLES[j // len(COLOURS) % 4]}
         )
         ax.hist(values, edges, density=True, color=colour, label=names[j], **look)
     grid = np.linspace(-limit, limit, 201)
@@ -155,6 +156,9 @@ def _correlogram(ax: Axes, z: Any, names: Sequence[str], styles: dict[int, Any],
                 ax.plot(lag, side * bounds[j], "--", color=edge, linewidth=1)
         for values in (np.abs(r[keep]), bounds[j][np.isfinite(bounds[j])]):
             largest = max(largest, float(values.max(initial=0.0)))
+    if not any(np.isfinite(r).any() for r, _ in found.values()):
+        ax.text(0.5, 0.75, "too few rows", ha="center", transform=ax.transAxes)
+    ax.set_xlim(0, lags + 1)
     ax.axhline(0, color=GUIDE_COLOUR, linewidth=1)
     ax.set(xlabel="lag (rows)", ylabel="autocorrelation", ylim=(-1.1 * largest, 1.1 * largest))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

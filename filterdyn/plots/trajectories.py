@@ -8,6 +8,7 @@ import numpy as np
 from filterdyn.filters import FilterResult
 from filterdyn.plots.drawing import (
     COLOURS,
+    STYLES,
     band,
     check_is,
     check_is_one,
@@ -26,7 +27,6 @@ from filterdyn.series import Series
 from filterdyn.smoothers import SmootherResult
 
 _OWNER = "plots.states"
-_STYLES = ("-", "--", "-.", ":")
 
 
 def states(
@@ -82,10 +82,10 @@ def states(
     for k, (label, ((mean, low, high), one)) in enumerate(zip(results, drawn, strict=True)):
         times, colour = np.asarray(one.times), COLOURS[k % len(COLOURS)]
         failed = failure(one)
-        label = label if failed is None else f"{label} ({failed})"
+        label = f"{label}, {percent(probability)}" + (f" ({failed})" if failed else "")
         for i, ax in enumerate(flat):
-            band(ax, times, low[:, i], high[:, i], colour, f"{label}, {percent(probability)}")
-            line(ax, times, mean[:, i], colour, label, linestyle=_STYLES[k % len(_STYLES)])
+            band(ax, times, low[:, i], high[:, i], colour, label)
+            line(ax, times, mean[:, i], colour, label, linestyle=STYLES[k % len(STYLES)])
     if series is not None:
         for i, column in shown.items():
             points(flat[i], series.times, np.asarray(series.observations[:, column]))
