@@ -61,8 +61,9 @@ def to_datatree(
     A batch of series has a leading axis `series`; its log-likelihood has one axis `row` over all
     observed rows, with coordinates `series` and `time`.
 
-    **Raises:** `KeyError` if the model has no site of that name, `TypeError` if the site is not an
-    observed `ObservedSeries`.
+    **Raises:** `KeyError` if the model has no site of that name or a latent site without samples,
+    `TypeError` if the site is not an observed `ObservedSeries`, `ValueError` for samples or names
+    whose number does not fit.
     """
     from arviz_base import from_dict  # ArviZ takes as long to import as all the rest
 
@@ -74,7 +75,9 @@ def to_datatree(
     def at_site(sample: Any) -> tuple[ObservedSeries, Any]:
         seeded = handlers.seed(handlers.substitute(model, data=sample), jax.random.key(0))
         trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        return _observed_series(trace, site)
+        found = _observed_series(trace, site)
+        _check_complete(trace, sample)
+        return found
 
     def one(inputs: tuple[Any, Array]) -> tuple[Array, Array]:
         sample, key = inputs
@@ -84,6 +87,11 @@ def to_datatree(
 
     flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in samples.items()}
     distribution, y = at_site({name: x[0] for name, x in flat.items()})
+    names = list(range(y.shape[-1]) if observation_names is None else observation_names)
+    if len(names) != y.shape[-1]:
+        raise ValueError(
+            f"to_datatree: `observation_names` has {len(names)} names for {y.shape[-1]} columns"
+        )
     keys = jax.random.split(key, chains * draws)
     run = jax.jit(lambda inputs: jax.lax.map(one, inputs, batch_size=min(_CHUNK, len(keys))))
     replicated, pointwise = (np.asarray(x) for x in run((flat, keys)))
@@ -91,14 +99,13 @@ def to_datatree(
     y = np.asarray(y)
     series_axes = [f"series_{i}" if i else "series" for i in range(y.ndim - 2)]
     dims = [*series_axes, "time", "observation"]
-    names = range(y.shape[-1]) if observation_names is None else observation_names
-    coords: dict[str, Any] = {"observation": list(names)}
+    coords: dict[str, Any] = {"observation": names}
     times = np.asarray(distribution.series.times)
     if times.ndim == 1:
         coords["time"] = times
     seen = ~np.isnan(y).all(-1)
     grouped = lambda x: x.reshape(chains, draws, *x.shape[1:])
-    log_likelihood = grouped(pointwise)[:, :, seen]
+    log_likelihood = _spread(grouped(pointwise)[:, :, seen])
     data = {
         "posterior": samples,
         "posterior_predictive": {site: grouped(replicated)},
@@ -130,6 +137,12 @@ def _samples(
         samples = {name: np.asarray(x)[None] for name, x in mcmc_or_samples.items()}
         if not samples:
             raise ValueError("to_datatree: `mcmc_or_samples` is empty; expected samples by name")
+        counts = {name: x.shape[1:2] for name, x in samples.items()}
+        if () in counts.values() or len(set(counts.values())) > 1:
+            raise ValueError(
+                f"to_datatree: `mcmc_or_samples` has leading axes {counts}; expected one axis of "
+                "draws, of the same length for every name"
+            )
         return samples, {}
     if not hasattr(mcmc_or_samples, "get_samples"):
         raise TypeError(
@@ -150,6 +163,19 @@ def _samples(
     return samples, statistics
 
 
+def _spread(pointwise: np.ndarray) -> np.ndarray:
+    """Pointwise log-likelihoods, of which no row is the same number in every draw.
+
+    A row that does not depend on the parameters (the first one, if the start and the noise of the
+    observation are known) has equal importance weights, to whose tail `arviz_stats.loo` cannot fit a
+    Pareto distribution: it raises. A spread of 1e-9 makes the fit, and changes no result.
+    """
+    rounding = 64 * np.finfo(pointwise.dtype).eps * (1 + np.abs(pointwise).max((0, 1)))
+    equal = np.ptp(pointwise, axis=(0, 1)) <= rounding
+    ramp = np.linspace(-1e-9, 1e-9, pointwise[..., 0].size).reshape(pointwise.shape[:2])
+    return pointwise.astype(np.float64) + equal * ramp[..., None]
+
+
 def _observed_series(trace: Mapping[str, Any], site: str) -> tuple[ObservedSeries, Any]:
     if site not in trace:
         raise KeyError(
@@ -166,6 +192,17 @@ def _observed_series(trace: Mapping[str, Any], site: str) -> tuple[ObservedSerie
             " expected an observed fd.ObservedSeries (pass the data as the model was run)"
         )
     return distribution, jnp.asarray(node["value"])
+
+
+def _check_complete(trace: Mapping[str, Any], sample: Any) -> None:
+    """A latent site without samples would be drawn from its prior, silently."""
+    latent = [n for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]]
+    absent = [name for name in latent if name not in sample]
+    if absent:
+        raise KeyError(
+            f"to_datatree: `mcmc_or_samples` has no samples of the site {absent[0]!r} of the model; "
+            f"it has {sorted(sample)}"
+        )
 
 
 def _attributes() -> dict[str, Any]:
