@@ -11,15 +11,19 @@ from filterdyn import datasets
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import ODE, SDE, LinearSDE, LinearTransition, Transition
 from filterdyn.filters import (
+    CubatureKalmanFilter,
     ExtendedKalmanFilter,
     FilterResult,
+    GaussHermiteKalmanFilter,
     KalmanFilter,
     PredictedObservation,
+    UnscentedKalmanFilter,
     filter,
     log_likelihood,
 )
 from filterdyn.forecasting import Forecast, forecast
 from filterdyn.inference import ObservedSeries, to_datatree
+from filterdyn.initial import Diffuse, stationary
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
 from filterdyn.observations import GaussianObservation, LinearObservation, Observation
@@ -40,6 +44,8 @@ __all__ = [
     "stack",
     # a model
     "StateSpaceModel",
+    "Diffuse",
+    "stationary",
     # dynamics
     "Transition",
     "LinearTransition",
@@ -56,6 +62,9 @@ __all__ = [
     # filters
     "KalmanFilter",
     "ExtendedKalmanFilter",
+    "UnscentedKalmanFilter",
+    "CubatureKalmanFilter",
+    "GaussHermiteKalmanFilter",
     # verbs
     "filter",
     "log_likelihood",

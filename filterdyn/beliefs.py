@@ -51,8 +51,8 @@ class Gaussian(eqx.Module):
 
     @property
     def cov(self) -> Float[Array, "*T dx dx"]:
-        """The covariance, (dx, dx)."""
-        return self.spread.matrix
+        """The covariance, (dx, dx); infinite where the belief is diffuse."""
+        return self.spread.full
 
     @property
     def factor(self) -> Float[Array, "*T dx dx"]:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from filterdyn._checks import BATCH_RECIPE, is_traced
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import AbstractDynamics
+from filterdyn.initial import Diffuse
 from filterdyn.moments import conditional_moments
 from filterdyn.observations import AbstractObservation
 
@@ -90,8 +91,14 @@ class StateSpaceModel(eqx.Module):
         """`()` for one model, `(S,)` for a batch made by `equinox.filter_vmap`."""
         return tuple(self._rank.shape)
 
+    def starts_exactly(self) -> bool:
+        """Is the initial distribution Gaussian, a point, or diffuse?"""
+        return isinstance(self.initial, Diffuse) or conditional_moments(self.initial).exact
+
     def start(self, dtype: jnp.dtype) -> Gaussian:
         """The initial distribution as a Gaussian belief (its moments, where it is not Gaussian)."""
+        if isinstance(self.initial, Diffuse):
+            return self.initial.belief().astype(dtype)
         moments = conditional_moments(self.initial)
         return Gaussian(moments.mean, spread=moments.cov).astype(dtype)
 

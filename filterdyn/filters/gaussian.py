@@ -10,7 +10,7 @@ from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval
 from filterdyn.filters.base import Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
-from filterdyn.linalg import condition, congruence, mm, mv
+from filterdyn.linalg import condition, congruence, mv
 from filterdyn.linearization import AbstractLinearization
 from filterdyn.model import StateSpaceModel
 from filterdyn.observations import LinearizedObservation
@@ -74,10 +74,10 @@ def update(
         found = conditioned(lin, at)
 
     noise = first.noise * jnp.eye(len(y), dtype=dtype) if first.noise.ndim == 1 else first.noise
-    innovation_cov = mm(mm(first.slope, prior.cov), first.slope.T) + noise
+    innovation_cov = prior.spread.seen_through(first.slope) + noise
     log_likelihood, singular = found.log_likelihood, found.singular
     if lin.exact_log_prob is not None:
-        known = (prior.spread.carrier == 0).all()
+        known = (prior.spread.carrier == 0).all() & (prior.spread.diffuse is None)
         log_likelihood = jnp.where(known, lin.exact_log_prob, log_likelihood)
         singular = singular & ~known
     status = jnp.where(singular, Status.SINGULAR_INNOVATION, Status.OK)
@@ -101,5 +101,5 @@ def predict_observation(
     lin = cast(model.observation.linearize(rule, belief, t, u, nothing), dtype)
     view = model.observation.view(t, belief.mean, u)
     noise = lin.noise * jnp.eye(len(nothing), dtype=dtype) if lin.noise.ndim == 1 else lin.noise
-    cov = mm(mm(lin.slope, belief.cov), lin.slope.T) + noise
+    cov = belief.spread.seen_through(lin.slope) + noise
     return PredictedObservation(lin.value, cov, () if view is None else view.transforms)

@@ -13,7 +13,6 @@ from filterdyn.filters.base import AbstractFilter, Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.linearization import Taylor
 from filterdyn.model import StateSpaceModel
-from filterdyn.moments import conditional_moments
 
 
 class KalmanFilter(AbstractFilter):
@@ -44,10 +43,10 @@ class KalmanFilter(AbstractFilter):
                 f"KalmanFilter: `observation` is {type(model.observation).__name__}, which may be "
                 f"nonlinear; KalmanFilter is exact and takes LinearObservation ({instead})"
             )
-        if not conditional_moments(model.initial).exact:
+        if not model.starts_exactly():
             raise TypeError(
                 f"KalmanFilter: `initial` is {type(model.initial).__name__}; KalmanFilter is exact and "
-                f"takes a Gaussian or Delta start ({instead}, which matches its moments)"
+                f"takes a Gaussian, Delta or diffuse start ({instead}, which matches its moments)"
             )
 
     def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:

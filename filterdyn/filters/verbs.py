@@ -70,7 +70,7 @@ def moments_are_matched(model: StateSpaceModel, rows: Row) -> bool:
     matched = []
 
     def look(x: Array, t: Array, u: Any) -> Array:
-        matched.append(not conditional_moments(model.initial).exact)
+        matched.append(not model.starts_exactly())
         matched.append(model.observation.view(t, x, u) is None)
         if isinstance(model.dynamics, Transition):
             matched.append(not conditional_moments(model.dynamics.distribution(t, x, u)).exact)

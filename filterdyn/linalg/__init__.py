@@ -5,7 +5,7 @@ from filterdyn.linalg.condition import condition
 from filterdyn.linalg.conditioned import Conditioned
 from filterdyn.linalg.discretize import Discretized, discretize
 from filterdyn.linalg.products import FUSED, mm, mv
-from filterdyn.linalg.psd import PSD, congruence, factor_of
+from filterdyn.linalg.psd import PSD, DiffusePart, congruence, factor_of
 from filterdyn.linalg.regression import Regression, regress
 from filterdyn.linalg.sampling import sampling_factor
 from filterdyn.linalg.surrogate import ACCURATE, accurately, with_derivative_of
@@ -16,6 +16,7 @@ __all__ = [
     "FUSED",
     "PSD",
     "Conditioned",
+    "DiffusePart",
     "Discretized",
     "Regression",
     "accurately",

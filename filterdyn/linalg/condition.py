@@ -1,9 +1,11 @@
 """Conditioning a Gaussian on noisy linear measurements."""
 
+import jax
 from jaxtyping import Array, Bool, Float
 
 from filterdyn.linalg.block import condition_in_one
 from filterdyn.linalg.conditioned import Conditioned
+from filterdyn.linalg.diffuse import condition_diffusely
 from filterdyn.linalg.products import FUSED
 from filterdyn.linalg.psd import PSD
 from filterdyn.linalg.sequential import condition_sequentially
@@ -26,6 +28,16 @@ def condition(
 
     Small states go through fused scalar updates, large ones through LAPACK.
     """
-    if h.shape[1] <= FUSED:
-        return condition_sequentially(cov, h, residual, noise, observed)
-    return condition_in_one(cov, h, residual, noise, observed)
+    usual = condition_sequentially if h.shape[1] <= FUSED else condition_in_one
+    if cov.diffuse is None:
+        return usual(cov, h, residual, noise, observed)
+
+    def proper(cov: PSD) -> Conditioned:
+        found = usual(PSD(cov.factor, cov.matrix), h, residual, noise, observed)
+        after = PSD(found.cov.factor, found.cov.matrix, cov.diffuse)
+        return found._replace(cov=after)
+
+    def diffuse(cov: PSD) -> Conditioned:
+        return condition_diffusely(cov, h, residual, noise, observed)
+
+    return jax.lax.cond((cov.diffuse.factor != 0).any(), diffuse, proper, cov)

@@ -11,6 +11,40 @@ from filterdyn.linalg.surrogate import accurately
 from filterdyn.linalg.triangularize import triangularize
 
 
+class DiffusePart(eqx.Module):
+    """The infinite part of a covariance, kappa S S^T with kappa to infinity: zero columns are gone.
+
+    As in `PSD` the factor holds the value and the matrix S S^T the derivative. `marginal` leaves
+    log(2 pi) of the measurements that a diffuse state takes up out of the likelihood.
+    """
+
+    factor: Float[Array, "n n"]
+    matrix: Float[Array, "n n"]
+    marginal: bool = eqx.field(static=True)
+
+    def __init__(self, factor: Array, matrix: Array, marginal: bool):
+        self.factor = jax.lax.stop_gradient(factor)
+        self.matrix = matrix
+        self.marginal = marginal
+
+    def standard_deviations(self) -> Float[Array, " n"]:
+        """Square roots of the diagonal of S S^T."""
+        return jnp.sqrt((self.factor * self.factor).sum(1))
+
+    def moved(self, phi: Float[Array, "n n"]) -> "DiffusePart":
+        """phi S S^T phi^T, column by column, so that a zero column stays exactly zero."""
+        factor = mm(jax.lax.stop_gradient(phi), self.factor)
+        smooth = mm(mm(phi, self.matrix), phi.T)
+        return DiffusePart(factor, accurately(mm(factor, factor.T), smooth), self.marginal)
+
+    def seen_through(self, h: Float[Array, "m n"], cov: Float[Array, "m m"]) -> Float[Array, "m m"]:
+        """The covariance `cov` of H x with infinities where H sees the diffuse part."""
+        image = mm(mm(h, self.matrix), h.T)
+        reach = (jnp.abs(h) * self.standard_deviations()).sum(1)
+        floor = (64 * jnp.finfo(h.dtype).eps) ** 2 * reach[:, None] * reach[None, :]
+        return jnp.where(jnp.abs(image) > floor, jnp.sign(image) * jnp.inf, cov)
+
+
 class PSD(eqx.Module):
     """P = S S^T. In square-root form all values are computed from `factor` S (which carries no
     derivative); `matrix` P has the value S S^T and the derivative of the covariance recursion. So
@@ -19,10 +53,18 @@ class PSD(eqx.Module):
 
     factor: Float[Array, "n n"] | None
     matrix: Float[Array, "n n"]
+    #: A further part that is infinite.
+    diffuse: DiffusePart | None
 
-    def __init__(self, factor: Float[Array, "n n"] | None, matrix: Float[Array, "n n"]):
+    def __init__(
+        self,
+        factor: Float[Array, "n n"] | None,
+        matrix: Float[Array, "n n"],
+        diffuse: DiffusePart | None = None,
+    ):
         self.factor = None if factor is None else jax.lax.stop_gradient(factor)
         self.matrix = matrix
+        self.diffuse = diffuse
 
     @staticmethod
     def from_factor(factor: Float[Array, "n k"]) -> "PSD":
@@ -43,12 +85,28 @@ class PSD(eqx.Module):
         return PSD(jnp.zeros((n, n), dtype), jnp.zeros((n, n), dtype))
 
     def astype(self, dtype: jnp.dtype) -> "PSD":
-        factor = None if self.factor is None else self.factor.astype(dtype)
-        return PSD(factor, self.matrix.astype(dtype))
+        cast = lambda x: x.astype(dtype)
+        return jax.tree.map(cast, self)
 
     def without_factor(self) -> "PSD":
         """The same in covariance form."""
-        return PSD(None, self.matrix)
+        return PSD(None, self.matrix, self.diffuse)
+
+    @property
+    def full(self) -> Float[Array, "*T n n"]:
+        """P as one reports it: infinite where it is diffuse."""
+        if self.diffuse is None:
+            return self.matrix
+        diffuse = self.diffuse
+        report = lambda part, matrix: part.seen_through(jnp.eye(matrix.shape[-1]), matrix)
+        for _ in range(self.matrix.ndim - 2):
+            report = jax.vmap(report)
+        return report(diffuse, self.matrix)
+
+    def seen_through(self, h: Float[Array, "m n"]) -> Float[Array, "m m"]:
+        """H P H^T."""
+        image = mm(mm(h, self.matrix), h.T)
+        return image if self.diffuse is None else self.diffuse.seen_through(h, image)
 
     @property
     def root(self) -> Float[Array, "n n"]:
@@ -105,8 +163,23 @@ def factor_of(p: Float[Array, "n n"]) -> Float[Array, "n n"]:
 def congruence(phi: Float[Array, "m n"], p: PSD, noise: PSD) -> PSD:
     """phi P phi^T + noise, in the form that P has."""
     smooth = mm(mm(phi, p.matrix), phi.T) + noise.matrix
+    diffuse = _moved_diffuse(phi, p.diffuse, noise.diffuse)
     if p.factor is None:
-        return PSD(None, 0.5 * (smooth + smooth.T))
+        return PSD(None, 0.5 * (smooth + smooth.T), diffuse)
     wide = jnp.concatenate([mm(jax.lax.stop_gradient(phi), p.factor), noise.root], axis=1)
     factor = triangularize(jax.lax.stop_gradient(wide))
-    return PSD(factor, accurately(mm(factor, factor.T), smooth))
+    return PSD(factor, accurately(mm(factor, factor.T), smooth), diffuse)
+
+
+def _moved_diffuse(
+    phi: Float[Array, "m n"], diffuse: DiffusePart | None, added: DiffusePart | None
+) -> DiffusePart | None:
+    if diffuse is None:
+        return added
+    moved = diffuse.moved(phi)
+    if added is None:
+        return moved
+    factor = triangularize(jnp.concatenate([moved.factor, added.factor], axis=1))
+    return DiffusePart(
+        factor, accurately(mm(factor, factor.T), moved.matrix + added.matrix), moved.marginal
+    )

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
+from filterdyn.linalg.diffuse import measure
 from filterdyn.linalg.products import mm
-from filterdyn.linalg.psd import PSD
+from filterdyn.linalg.psd import PSD, congruence
 from filterdyn.linalg.surrogate import with_derivative_of
 from filterdyn.linalg.triangularize import triangularize
 
@@ -30,6 +31,8 @@ def regress(p: PSD, phi: Float[Array, "dx dx"], noise: PSD) -> Regression:
     need no inverse that does not exist. The derivative is that of G = P phi^T P_next^+ on the range
     of P_next.
     """
+    if p.diffuse is not None:
+        return _regress_diffusely(p, phi, noise)
     n = phi.shape[0]
     s, fixed_phi = p.root, stop_gradient(phi)
     top = jnp.concatenate([mm(fixed_phi, s), noise.root], axis=1)
@@ -47,7 +50,10 @@ def regress(p: PSD, phi: Float[Array, "dx dx"], noise: PSD) -> Regression:
         p.matrix - mm(gain, cross.T) - mm(cross, gain.T) + mm(mm(gain, next_matrix), gain.T)
     )
     rest = PSD(c, with_derivative_of(mm(c, c.T), rest_smooth))
-    return Regression(gain, rest, PSD(a, next_matrix))
+    after = PSD(a, next_matrix)
+    if p.factor is None:
+        return Regression(gain, rest.without_factor(), after.without_factor())
+    return Regression(gain, rest, after)
 
 
 def generalised_inverse(a: Float[Array, "n n"]) -> Float[Array, "n n"]:
@@ -63,3 +69,21 @@ def generalised_inverse(a: Float[Array, "n n"]) -> Float[Array, "n n"]:
     scale = jnp.where(keep, rows, 1.0)
     inverse = jax.scipy.linalg.solve_triangular(kept / scale[:, None], eye, lower=True)
     return jnp.where(keep[:, None] & keep[None, :], inverse, 0.0) / scale[None, :]
+
+
+def _regress_diffusely(p: PSD, phi: Float[Array, "dx dx"], noise: PSD) -> Regression:
+    """While part of P is infinite: x_next is a measurement of x, with noise of its own."""
+    n = phi.shape[0]
+
+    def diffuse(p: PSD) -> Regression:
+        everything = jnp.ones(n, bool)
+        found = measure(p, phi, jnp.eye(n, dtype=phi.dtype), noise.matrix, everything)
+        return Regression(found.shift, found.cov, congruence(phi, p, noise))
+
+    def proper(p: PSD) -> Regression:
+        found = regress(PSD(p.factor, p.matrix), phi, noise)
+        rest, after = (PSD(x.factor, x.matrix, p.diffuse) for x in (found.rest, found.next))
+        return Regression(found.gain, rest, after)
+
+    assert p.diffuse is not None
+    return jax.lax.cond((p.diffuse.factor != 0).any(), diffuse, proper, p)

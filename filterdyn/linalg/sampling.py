@@ -1,6 +1,7 @@
 """A factor to draw from a Gaussian with, differentiable as a reparameterisation."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from filterdyn.linalg.products import mm
@@ -17,5 +18,7 @@ def sampling_factor(p: PSD) -> Float[Array, "n n"]:
     singular P the derivative is that within its range.
     """
     factor = triangularize(jax.lax.stop_gradient(p.root))
+    if p.diffuse is not None:  # there is nothing to draw from
+        factor = jnp.where((p.diffuse.factor != 0).any(), jnp.nan, factor)
     inverse = generalised_inverse(factor)
     return with_derivative_of(factor, 0.5 * mm(p.matrix, jax.lax.stop_gradient(inverse).T))

@@ -36,7 +36,7 @@ def condition_sequentially(
     def scalar(carry: Any, row: Any) -> tuple[Any, tuple[Array, Array, Array]]:
         shift, cov = carry
         h_i, residual_i, r_i, observed_i = row
-        ph, a, swept = _project(cov, h_i, r_i)
+        ph, a, swept = project(cov, h_i, r_i)
         fixed_r, fixed_a = stop_gradient(r_i), stop_gradient(a)
         scale = (jnp.abs(stop_gradient(h_i)) * sizes).sum()
         zero = fixed_a <= jnp.where(fixed_r == 0, (16 * eps * scale) ** 2, 0.0)
@@ -72,7 +72,7 @@ def condition_sequentially(
     return Conditioned(shift, cov, terms.sum(), standardized, zeros.any())
 
 
-def _project(
+def project(
     cov: PSD, h: Float[Array, " n"], r: Float[Array, ""]
 ) -> tuple[Array, Array, Float[Array, "n n"] | None]:
     """P h, h^T P h + r and the factor after the measurement, if there is a factor."""
@@ -80,12 +80,12 @@ def _project(
     if cov.factor is None:
         return ph, (h * ph).sum() + r, None
     phi = (cov.factor * stop_gradient(h)[:, None]).sum(0)
-    swept, ph_value, a_value = _sweep(cov.factor, phi, stop_gradient(r))
+    swept, ph_value, a_value = sweep(cov.factor, phi, stop_gradient(r))
     ph = accurately(ph_value, ph)
     return ph, accurately(a_value, (h * ph).sum() + r), swept
 
 
-def _sweep(
+def sweep(
     factor: Float[Array, "n n"], phi: Float[Array, " n"], r: Float[Array, ""]
 ) -> tuple[Float[Array, "n n"], Float[Array, " n"], Float[Array, ""]]:
     """Rotate the row (sqrt r, phi^T) of the pre-array [[sqrt r, phi^T], [0, S]] into its first entry.
