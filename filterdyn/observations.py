@@ -19,8 +19,8 @@ from filterdyn._checks import (
     returned,
 )
 from filterdyn.beliefs import Gaussian
-from filterdyn.linalg import PSD, factor_of, mv
-from filterdyn.linearization import AbstractLinearization
+from filterdyn.linalg import factor_of, mm, mv
+from filterdyn.linearization import AbstractLinearization, Linearized
 from filterdyn.moments import bare, conditional_moments
 from filterdyn.status import Status
 from filterdyn.transforms import GaussianView, gaussian_view
@@ -106,6 +106,17 @@ def _gaussian(mean: Array, r: Array) -> dist.Distribution:
     return dist.MultivariateNormal(mean, scale_tril=factor_of(0.5 * (r + r.T)), validate_args=False)
 
 
+def _with_error(noise: Array, mean: Linearized) -> Float[Array, " dy"] | Float[Array, "dy dy"]:
+    """Variances (dy,) or a covariance (dy, dy), plus that of the error of the linearisation."""
+    if mean.error is None:
+        return noise
+    dy = len(mean.value)
+    if dy == 1:
+        return noise + (mean.error * mean.error).sum(1).reshape(noise.shape)
+    full = noise * jnp.eye(dy, dtype=noise.dtype) if noise.ndim == 1 else noise
+    return full + mm(mean.error, mean.error.T)
+
+
 def _additive(
     value: Array, slope: Array, r: Array, y: Float[Array, " dy"]
 ) -> LinearizedObservation:
@@ -150,8 +161,9 @@ class GaussianObservation(AbstractObservation):
     def linearize(
         self, rule: AbstractLinearization, at: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
     ) -> LinearizedObservation:
-        value, slope = rule(lambda x: self._mean(t, x, u), at)
-        return _additive(value, slope, _noise_at("GaussianObservation", self.R, t, len(value)), y)
+        mean = rule(lambda x: self._mean(t, x, u), at)
+        r = _noise_at("GaussianObservation", self.R, t, len(mean.value))
+        return _additive(mean.value, mean.slope, _with_error(r, mean), y)
 
     def check(self, owner: str, t: Any, x: Any, u: Any, dy: int | None) -> None:
         value = jax.eval_shape(self._mean, t, x, u)
@@ -264,10 +276,23 @@ class Observation(AbstractObservation):
             assert found is not None
             return found.loc
 
-        value, slope = rule(mean, at)
+        def noise(x: Array) -> Array:
+            found = gaussian_view(self.distribution(t, x, u))
+            assert found is not None
+            return found.noise
+
+        found = rule(mean, at)
+        noise_at = view.noise if rule.is_local else rule.average(noise, at)
         z, log_jacobian, observed, status = view.pull_back(y)
         return LinearizedObservation(
-            z, observed, value, slope, view.noise, log_jacobian, None, status
+            z,
+            observed,
+            found.value,
+            found.slope,
+            _with_error(noise_at, found),
+            log_jacobian,
+            None,
+            status,
         )
 
     def _matched(
@@ -279,21 +304,29 @@ class Observation(AbstractObservation):
         y: Array,
         here: dist.Distribution,
     ) -> LinearizedObservation:
-        value, slope = rule(lambda x: conditional_moments(self.distribution(t, x, u)).mean, at)
-        cov: PSD = conditional_moments(here).cov
+        moments = lambda x: conditional_moments(self.distribution(t, x, u))
+        mean = rule(lambda x: moments(x).mean, at)
+        if rule.is_local:
+            cov = conditional_moments(here).cov.matrix
+        else:
+            cov = rule.average(lambda x: moments(x).cov.matrix, at)
         observed = ~jnp.isnan(y)
-        finite = jnp.isfinite(value).all() & jnp.isfinite(cov.matrix).all()
+        finite = jnp.isfinite(mean.value).all() & jnp.isfinite(cov).all()
         status = jnp.where(finite, Status.OK, Status.MOMENTS_NOT_FINITE).astype(jnp.int32)
         log_prob, support = masked_log_prob(here, y, observed)
         status = jnp.where(status == Status.OK, support, status)
-        noise = (
-            (cov.matrix * jnp.eye(len(value), dtype=value.dtype)).sum(1)
-            if not conditional_is_joint(here)
-            else cov.matrix
+        dy, dtype = len(mean.value), mean.value.dtype
+        noise = cov if conditional_is_joint(here) else (cov * jnp.eye(dy, dtype=dtype)).sum(1)
+        return LinearizedObservation(
+            jnp.where(observed, y, 0.0),
+            observed,
+            mean.value,
+            mean.slope,
+            _with_error(noise, mean),
+            jnp.zeros((), dtype),
+            log_prob,
+            status,
         )
-        z = jnp.where(observed, y, 0.0)
-        zero = jnp.zeros((), value.dtype)
-        return LinearizedObservation(z, observed, value, slope, noise, zero, log_prob, status)
 
     def check(self, owner: str, t: Any, x: Any, u: Any, dy: int | None) -> None:
         d = jax.eval_shape(self.distribution, t, x, u)

@@ -53,9 +53,9 @@ class Transition(AbstractDynamics):
         self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
     ) -> tuple[Affine, Int[Array, ""]]:
         t, u = interval.time, interval.input
-        value, slope = rule(lambda x: conditional_moments(self.distribution(t, x, u)).mean, belief)
-        noise = conditional_moments(self.distribution(t, belief.mean, u)).cov
-        return Affine(value, slope, noise), jnp.int32(Status.OK)
+        found = lambda x: conditional_moments(self.distribution(t, x, u))
+        noise = rule.average(lambda x: found(x).cov, belief)
+        return rule(lambda x: found(x).mean, belief).to_affine(noise), jnp.int32(Status.OK)
 
     def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
         drawn = self.distribution(interval.time, x, interval.input).sample(key)

@@ -127,8 +127,16 @@ class ODE(AbstractDynamics):
     def moments(
         self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
     ) -> tuple[Affine, Int[Array, ""]]:
-        x, flow, status = self._solve(belief.mean, interval, jacobian=True)
-        return Affine(x, flow, PSD.zeros(x.shape[0], x.dtype)), status
+        if rule.is_local:
+            x, flow, status = self._solve(belief.mean, interval, jacobian=True)
+            return Affine(x, flow, PSD.zeros(x.shape[0], x.dtype)), status
+
+        def end(x: Array) -> tuple[Array, Array]:
+            z, _, status = self._solve(x, interval, jacobian=False)
+            return z, status
+
+        found = rule(end, belief, has_aux=True)
+        return found.to_affine(), found.aux.max()
 
     def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
         z, _, status = self._solve(x, interval, jacobian=False)

@@ -1,5 +1,6 @@
 """Stochastic differential equations in the sense of Ito."""
 
+import math
 from typing import Any
 
 import diffrax
@@ -25,7 +26,7 @@ from filterdyn.dynamics.stepping import (
     steps_in,
     twice_differentiable,
 )
-from filterdyn.linalg import PSD, mm, triangularize, with_derivative_of
+from filterdyn.linalg import PSD, congruence, mm, triangularize, with_derivative_of
 from filterdyn.linearization import AbstractLinearization, Affine
 from filterdyn.status import Status
 
@@ -37,6 +38,8 @@ class SDE(AbstractDynamics):
     linearisation. Per solver step the Jacobian of the flow is taken and the process noise is added in
     factored form by a quadrature with positive weights (Simpson's), so the covariance is positive
     semi-definite whatever the step, and may be singular (a `Delta` start, noise in some states only).
+    A sigma-point filter does the same with the regression of the step on the state in place of its
+    Jacobian, so that the mean sees the spread of the state; see `_regressed`.
     """
 
     drift: Held
@@ -122,6 +125,8 @@ class SDE(AbstractDynamics):
     def moments(
         self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
     ) -> tuple[Affine, Int[Array, ""]]:
+        if not rule.is_local:
+            return self._regressed(rule, belief, interval)
         x, t, u = belief.mean, interval.time, interval.input
         n, dtype = x.shape[0], x.dtype
         if self.stepsize_controller is not None:
@@ -169,6 +174,59 @@ class SDE(AbstractDynamics):
         status = jnp.where(ok, steps.status, Status.SOLVER_OUT_OF_STEPS).astype(jnp.int32)
         return Affine(mean, flow, noise), status
 
+    def _regressed(
+        self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
+    ) -> tuple[Affine, Int[Array, ""]]:
+        """The moments by statistical linearisation of every solver step at the belief there.
+
+        Noise enters at the nodes, between the steps. A node's noise belongs half to the step before
+        it and half to the one after, so each step starts from half of its own noise: the scheme is of
+        second order in the step (Strang 1968), and so is the noise of a diffusion that depends on the
+        state, which is averaged over the belief with half of the node's noise in it.
+        """
+        if self.stepsize_controller is not None:
+            raise ValueError(
+                "SDE: `stepsize_controller` steps the moments of an ExtendedKalmanFilter; a sigma-point "
+                "filter needs fixed steps (give `substeps` or `dt` in its place)"
+            )
+        t, u, dtype = interval.time, interval.input, belief.mean.dtype
+        steps = steps_in(interval, self.substeps, interval.table or 0)
+        terms = diffrax.ODETerm(lambda s, x, u: self._drift(t + s, x, u))
+
+        def average(i: Any, weight: Array, belief: Gaussian) -> PSD:
+            root = jnp.sqrt(jax.lax.stop_gradient(weight))
+            cov = lambda x: PSD.from_factor(self._noise(t + i * steps.length, x, u))
+            mean = rule.average(cov, belief)
+            return PSD(root * mean.root, weight * mean.matrix)
+
+        def added(i: Any, length: Array, belief: Gaussian) -> PSD:
+            weight = length * simpson_weight(i, steps.count, dtype)
+            first = average(i, weight, belief)
+            if not isinstance(self.diffusion, Held):
+                return first
+            half = PSD(math.sqrt(0.5) * first.root, 0.5 * first.matrix)
+            between = Gaussian(belief.mean, spread=plus(belief.spread, half))
+            return average(i, weight, between)
+
+        def body(carry: Any, i: Any, length: Any) -> Any:
+            belief, flow, noise, ok = carry
+            step = lambda x: solver_step(terms, self.solver.value, i * steps.length, length, x, u)
+            found = rule(step, belief, has_aux=True)
+            error = found.to_affine().noise
+            moved = Gaussian(found.value, spread=congruence(found.slope, belief.spread, error))
+            new = added(i + 1, length, moved)
+            belief = Gaussian(found.value, spread=plus(moved.spread, new))
+            noise = congruence(found.slope, noise, plus(error, new))
+            return belief, mm(found.slope, flow), noise, ok & found.aux.all()
+
+        n = len(belief.mean)
+        start = added(jnp.int32(0), steps.length, belief)
+        begin = Gaussian(belief.mean, spread=plus(belief.spread, start))
+        carry = (begin, jnp.eye(n, dtype=dtype), start, jnp.array(True))
+        end, flow, noise, ok = loop(steps, body, carry)
+        status = jnp.where(ok, steps.status, Status.SOLVER_OUT_OF_STEPS).astype(jnp.int32)
+        return Affine(end.mean, flow, noise), status
+
     def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
         t, solver = interval.time, self.path_solver.value
         width = jax.eval_shape(lambda: self._noise(t, x, interval.input)).shape[1]
@@ -194,6 +252,11 @@ class SDE(AbstractDynamics):
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
         check_field(owner, "drift", self.drift, t, x, u)
         jax.eval_shape(lambda t, x, u: self._noise(t, x, u), t, x, u)
+
+
+def plus(p: PSD, q: PSD) -> PSD:
+    """P + Q."""
+    return congruence(jnp.eye(len(p.matrix), dtype=p.matrix.dtype), p, q)
 
 
 def _constant(owner: str, diffusion: Any) -> Array:

@@ -1,6 +1,18 @@
 """Rules that turn a nonlinear map and a Gaussian into moments."""
 
-from filterdyn.linearization.base import AbstractLinearization, Affine
+from filterdyn.linearization.base import AbstractLinearization, Affine, Linearized, add_columns
+from filterdyn.linearization.cubature import Cubature
+from filterdyn.linearization.gauss_hermite import GaussHermite
 from filterdyn.linearization.taylor import Taylor
+from filterdyn.linearization.unscented import Unscented
 
-__all__ = ["AbstractLinearization", "Affine", "Taylor"]
+__all__ = [
+    "AbstractLinearization",
+    "Affine",
+    "Cubature",
+    "GaussHermite",
+    "Linearized",
+    "Taylor",
+    "Unscented",
+    "add_columns",
+]

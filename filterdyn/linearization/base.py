@@ -2,13 +2,15 @@
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
+from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from filterdyn.beliefs import Gaussian
-from filterdyn.linalg import PSD
+from filterdyn.linalg import PSD, mm, triangularize, with_derivative_of
 
 
 class Affine(NamedTuple):
@@ -20,11 +22,53 @@ class Affine(NamedTuple):
     noise: PSD
 
 
+class Linearized(NamedTuple):
+    """z = value + slope (x - m) + an error of mean zero that is uncorrelated with x: the linear
+    stand-in for a function at a belief with mean m."""
+
+    value: Float[Array, " dz"]
+    slope: Float[Array, "dz dx"]
+    #: Columns C of the error's covariance C C^T, or `None` where the rule sees no error.
+    error: Float[Array, "dz k"] | None
+    #: What the function gave besides z, stacked over the points where it was evaluated.
+    aux: Any = None
+
+    def to_affine(self, noise: PSD | None = None) -> Affine:
+        """The map plus independent noise, the error counted as noise too."""
+        if self.error is None:
+            n = len(self.value)
+            noise = PSD.zeros(n, self.value.dtype) if noise is None else noise
+            return Affine(self.value, self.slope, noise)
+        return Affine(self.value, self.slope, add_columns(noise, self.error))
+
+
+def add_columns(cov: PSD | None, columns: Float[Array, "n k"]) -> PSD:
+    """P + C C^T, differentiable in C."""
+    if cov is None:
+        return PSD.from_factor(columns)
+    factor = triangularize(stop_gradient(jnp.concatenate([cov.root, columns], axis=1)))
+    smooth = cov.matrix + mm(columns, columns.T)
+    return PSD(factor, with_derivative_of(mm(factor, factor.T), smooth))
+
+
 class AbstractLinearization(eqx.Module):
     """A rule that replaces a map by an affine one around a Gaussian belief."""
 
+    #: Does the rule look at the mean of the belief only, so that its error is always `None`?
+    is_local: ClassVar[bool]
+
     @abc.abstractmethod
     def __call__(
-        self, function: Callable[[Array], Array], belief: Gaussian
-    ) -> tuple[Float[Array, " dz"], Float[Array, "dz dx"]]:
-        """The value (dz,) at the mean of `belief` and the slope (dz, dx) of the affine map."""
+        self, function: Callable[[Array], Any], belief: Gaussian, has_aux: bool = False
+    ) -> Linearized:
+        """The affine stand-in for `function`, from x (dx,) to z (dz,) or with `has_aux` to a pair of z
+        and anything else."""
+
+    @abc.abstractmethod
+    def average(self, function: Callable[[Array], Any], belief: Gaussian) -> Any:
+        """The mean over x of `function`, from x (dx,) to covariances: a `PSD`, or variances or a
+        matrix as an array. It is positive semi-definite, as they are."""
+
+    @abc.abstractmethod
+    def check(self, owner: str, dx: int) -> None:
+        """**Raises:** `ValueError` if there is no such rule for `dx` states."""
