@@ -1,1 +1,32 @@
 """Diagnostics of filters and models."""
+
+from filterdyn.diagnostics.calibration import PIT, Coverage, coverage, pit
+from filterdyn.diagnostics.consistency import ConsistencyReport, Fault, consistency_report
+from filterdyn.diagnostics.input_correlation import InputCorrelation, input_correlation
+from filterdyn.diagnostics.mean_bias import MeanBias, mean_bias
+from filterdyn.diagnostics.nees import NEES, nees
+from filterdyn.diagnostics.nis import NIS, nis
+from filterdyn.diagnostics.whiteness import Whiteness, whiteness
+
+__all__ = [
+    # are the innovations what the filter says?
+    "nis",
+    "NIS",
+    "whiteness",
+    "Whiteness",
+    "mean_bias",
+    "MeanBias",
+    "input_correlation",
+    "InputCorrelation",
+    # are predictions and estimates calibrated?
+    "pit",
+    "PIT",
+    "coverage",
+    "Coverage",
+    "nees",
+    "NEES",
+    # what is wrong?
+    "consistency_report",
+    "ConsistencyReport",
+    "Fault",
+]
