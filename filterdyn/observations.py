@@ -20,7 +20,7 @@ from filterdyn._checks import (
 )
 from filterdyn.beliefs import Gaussian
 from filterdyn.linalg import factor_of, mm, mv
-from filterdyn.linearization import AbstractLinearization, Linearized
+from filterdyn.linearization import AbstractLinearization, Linearized, Taylor
 from filterdyn.moments import bare, conditional_moments
 from filterdyn.status import Status
 from filterdyn.transforms import GaussianView, gaussian_view
@@ -282,7 +282,7 @@ class Observation(AbstractObservation):
             return found.noise
 
         found = rule(mean, at)
-        noise_at = view.noise if rule.is_local else rule.average(noise, at)
+        noise_at = view.noise if isinstance(rule, Taylor) else rule.average(noise, at)
         z, log_jacobian, observed, status = view.pull_back(y)
         return LinearizedObservation(
             z,
@@ -306,7 +306,7 @@ class Observation(AbstractObservation):
     ) -> LinearizedObservation:
         moments = lambda x: conditional_moments(self.distribution(t, x, u))
         mean = rule(lambda x: moments(x).mean, at)
-        if rule.is_local:
+        if isinstance(rule, Taylor):
             cov = conditional_moments(here).cov.matrix
         else:
             cov = rule.average(lambda x: moments(x).cov.matrix, at)

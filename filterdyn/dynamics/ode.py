@@ -23,7 +23,7 @@ from filterdyn.dynamics.stepping import (
     twice_differentiable,
 )
 from filterdyn.linalg import PSD, mm
-from filterdyn.linearization import AbstractLinearization, Affine
+from filterdyn.linearization import AbstractLinearization, AbstractSigmaPointRule, Affine
 from filterdyn.status import Status
 
 
@@ -61,9 +61,9 @@ class ODE(AbstractDynamics):
         - `substeps`: solver steps in every gap, or `dt`: the largest step, so that long gaps get more
           (the number per gap comes from concrete times; traced times need `max_substeps`), or
           `stepsize_controller`: a Diffrax controller for adaptive steps, at most `max_steps` per gap;
-        - `adjoint`: how adaptive solves are differentiated (default
-          `diffrax.RecursiveCheckpointAdjoint()`, reverse mode only; `diffrax.DirectAdjoint()` has
-          forward mode and second derivatives too).
+        - `adjoint`: how adaptive solves are differentiated. Default `diffrax.DirectAdjoint()`, in every
+          mode and order; `diffrax.RecursiveCheckpointAdjoint()` is faster for a `vmap` over gradients,
+          and has nothing but those: no gradient of a `vmap`, no forward mode, no second derivative.
 
         A gap that needs more steps than allowed fails its own series with
         `Status.SOLVER_OUT_OF_STEPS`.
@@ -127,7 +127,7 @@ class ODE(AbstractDynamics):
     def moments(
         self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
     ) -> tuple[Affine, Int[Array, ""]]:
-        if rule.is_local:
+        if not isinstance(rule, AbstractSigmaPointRule):
             x, flow, status = self._solve(belief.mean, interval, jacobian=True)
             return Affine(x, flow, PSD.zeros(x.shape[0], x.dtype)), status
 

@@ -1,6 +1,5 @@
 """Stochastic differential equations in the sense of Ito."""
 
-import math
 from typing import Any
 
 import diffrax
@@ -27,7 +26,15 @@ from filterdyn.dynamics.stepping import (
     twice_differentiable,
 )
 from filterdyn.linalg import PSD, congruence, mm, triangularize, with_derivative_of
-from filterdyn.linearization import AbstractLinearization, Affine
+from filterdyn.linalg.cholesky import cholesky
+from filterdyn.linearization import (
+    AbstractLinearization,
+    AbstractSigmaPointRule,
+    Affine,
+    beside,
+    squared,
+)
+from filterdyn.linearization.sigma_points import project_on, slope_on
 from filterdyn.status import Status
 
 
@@ -38,8 +45,8 @@ class SDE(AbstractDynamics):
     linearisation. Per solver step the Jacobian of the flow is taken and the process noise is added in
     factored form by a quadrature with positive weights (Simpson's), so the covariance is positive
     semi-definite whatever the step, and may be singular (a `Delta` start, noise in some states only).
-    A sigma-point filter does the same with the regression of the step on the state in place of its
-    Jacobian, so that the mean sees the spread of the state; see `_regressed`.
+    A sigma-point filter averages drift and diffusion over the belief, so that the mean sees the spread
+    of the state too.
     """
 
     drift: Held
@@ -125,7 +132,7 @@ class SDE(AbstractDynamics):
     def moments(
         self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
     ) -> tuple[Affine, Int[Array, ""]]:
-        if not rule.is_local:
+        if isinstance(rule, AbstractSigmaPointRule):
             return self._regressed(rule, belief, interval)
         x, t, u = belief.mean, interval.time, interval.input
         n, dtype = x.shape[0], x.dtype
@@ -175,14 +182,17 @@ class SDE(AbstractDynamics):
         return Affine(mean, flow, noise), status
 
     def _regressed(
-        self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
+        self, rule: AbstractSigmaPointRule, belief: Gaussian, interval: Interval
     ) -> tuple[Affine, Int[Array, ""]]:
-        """The moments by statistical linearisation of every solver step at the belief there.
+        """The moment equations m' = E f, P' = E[f (x - m)^T] + E[(x - m) f^T] + E[L L^T], with E over the
+        sigma points of N(m, P) (Särkkä 2007).
 
-        Noise enters at the nodes, between the steps. A node's noise belongs half to the step before
-        it and half to the one after, so each step starts from half of its own noise: the scheme is of
-        second order in the step (Strang 1968), and so is the noise of a diffusion that depends on the
-        state, which is averaged over the belief with half of the node's noise in it.
+        Between two nodes the solver carries m and a factor Y of P: Y' = E[f(m + Y xi) xi^T] has no
+        inverse and cannot lose positivity. Noise enters at the nodes, in factored form, as in
+        `moments`. A node's noise belongs half to the step before it and half to the one after, and
+        each step starts from half of its own: the scheme is of second order in the step (Strang
+        1968). So is a diffusion that depends on the state, averaged over the belief with half of the
+        node's noise in it.
         """
         if self.stepsize_controller is not None:
             raise ValueError(
@@ -190,38 +200,43 @@ class SDE(AbstractDynamics):
                 "filter needs fixed steps (give `substeps` or `dt` in its place)"
             )
         t, u, dtype = interval.time, interval.input, belief.mean.dtype
+        n = len(belief.mean)
+        points = rule.points(n)
         steps = steps_in(interval, self.substeps, interval.table or 0)
-        terms = diffrax.ODETerm(lambda s, x, u: self._drift(t + s, x, u))
+
+        def velocity(s: Any, state: Float[Array, "n 1_n"], u: Any) -> Float[Array, "n 1_n"]:
+            drift = lambda x: self._drift(t + s, x, u)
+            mean, root = project_on(points, drift, state[:, 0], state[:, 1:])
+            return jnp.concatenate([mean[:, None], root], axis=1)
+
+        terms = diffrax.ODETerm(velocity)
 
         def average(i: Any, weight: Array, belief: Gaussian) -> PSD:
-            root = jnp.sqrt(jax.lax.stop_gradient(weight))
             cov = lambda x: PSD.from_factor(self._noise(t + i * steps.length, x, u))
-            mean = rule.average(cov, belief)
-            return PSD(root * mean.root, weight * mean.matrix)
+            return scaled(weight, rule.average(cov, belief))
 
         def added(i: Any, length: Array, belief: Gaussian) -> PSD:
             weight = length * simpson_weight(i, steps.count, dtype)
             first = average(i, weight, belief)
             if not isinstance(self.diffusion, Held):
                 return first
-            half = PSD(math.sqrt(0.5) * first.root, 0.5 * first.matrix)
-            between = Gaussian(belief.mean, spread=plus(belief.spread, half))
-            return average(i, weight, between)
+            half = squared(beside(belief.spread, scaled(jnp.asarray(0.5, dtype), first)))
+            return average(i, weight, Gaussian(belief.mean, spread=half))
 
         def body(carry: Any, i: Any, length: Any) -> Any:
             belief, flow, noise, ok = carry
-            step = lambda x: solver_step(terms, self.solver.value, i * steps.length, length, x, u)
-            found = rule(step, belief, has_aux=True)
-            error = found.to_affine().noise
-            moved = Gaussian(found.value, spread=congruence(found.slope, belief.spread, error))
-            new = added(i + 1, length, moved)
-            belief = Gaussian(found.value, spread=plus(moved.spread, new))
-            noise = congruence(found.slope, noise, plus(error, new))
-            return belief, mm(found.slope, flow), noise, ok & found.aux.all()
+            s, inverse = cholesky(belief.spread)
+            state = jnp.concatenate([belief.mean[:, None], s], axis=1)
+            state, fine = solver_step(terms, self.solver.value, i * steps.length, length, state, u)
+            mean, root = state[:, 0], state[:, 1:]
+            slope = slope_on(root, s, inverse)
+            moved = PSD.from_factor(root)
+            new = added(i + 1, length, Gaussian(mean, spread=moved))
+            belief = Gaussian(mean, spread=squared(beside(moved, new)))
+            return belief, mm(slope, flow), congruence(slope, noise, new), ok & fine
 
-        n = len(belief.mean)
         start = added(jnp.int32(0), steps.length, belief)
-        begin = Gaussian(belief.mean, spread=plus(belief.spread, start))
+        begin = Gaussian(belief.mean, spread=squared(beside(belief.spread, start)))
         carry = (begin, jnp.eye(n, dtype=dtype), start, jnp.array(True))
         end, flow, noise, ok = loop(steps, body, carry)
         status = jnp.where(ok, steps.status, Status.SOLVER_OUT_OF_STEPS).astype(jnp.int32)
@@ -254,9 +269,9 @@ class SDE(AbstractDynamics):
         jax.eval_shape(lambda t, x, u: self._noise(t, x, u), t, x, u)
 
 
-def plus(p: PSD, q: PSD) -> PSD:
-    """P + Q."""
-    return congruence(jnp.eye(len(p.matrix), dtype=p.matrix.dtype), p, q)
+def scaled(factor: Float[Array, ""], p: PSD) -> PSD:
+    """A multiple >= 0 of P."""
+    return PSD(jnp.sqrt(jax.lax.stop_gradient(factor)) * p.root, factor * p.matrix)
 
 
 def _constant(owner: str, diffusion: Any) -> Array:

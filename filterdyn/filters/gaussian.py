@@ -11,7 +11,7 @@ from filterdyn.dynamics import Interval
 from filterdyn.filters.base import Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.linalg import condition, congruence, mv
-from filterdyn.linearization import AbstractLinearization
+from filterdyn.linearization import AbstractLinearization, squared
 from filterdyn.model import StateSpaceModel
 from filterdyn.observations import LinearizedObservation
 from filterdyn.status import Status
@@ -39,6 +39,8 @@ def predict(
     move, status = model.dynamics.moments(rule, belief, interval)
     move = cast(move, belief.mean.dtype)
     spread = congruence(move.slope, belief.spread, move.noise)
+    # Where nobody keeps the move this is dead code.
+    move = move._replace(noise=squared(move.noise))
     return Prediction(Gaussian(move.value, spread=spread), move, status)
 
 

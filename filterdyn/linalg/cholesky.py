@@ -52,19 +52,20 @@ def only_derivative(zero: Float[Array, "..."]) -> Array:
     return zero - stop_gradient(zero)
 
 
-def _floor(rows: Float[Array, "n k"]) -> Float[Array, " n"]:
-    return 32 * len(rows) * jnp.finfo(rows.dtype).eps * jnp.sqrt((rows * rows).sum(1))
-
-
 def _semidefinite(rows: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """`triangularize` by modified Gram-Schmidt, in which a remainder at rounding level counts as
     zero: what is left of such a row has a direction that means nothing, and a later row that leans on
     it would make S^+ wrong."""
-    n = rows.shape[0]
+    if rows.dtype == jnp.float64:
+        return _gram_schmidt(rows)
     largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
     scale = jnp.where(largest > 0, largest, 1.0)
-    rows = rows * (1.0 / scale)
-    floor = _floor(rows)
+    return _gram_schmidt(rows * (1.0 / scale)) * scale
+
+
+def _gram_schmidt(rows: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    n = rows.shape[0]
+    floor = 32 * n * jnp.finfo(rows.dtype).eps * jnp.sqrt((rows * rows).sum(1))
 
     def pivot(row: Array, floor: Array) -> tuple[Array, Array]:
         norm = jnp.sqrt((row * row).sum())
@@ -80,7 +81,7 @@ def _semidefinite(rows: Float[Array, "n n"]) -> Float[Array, "n n"]:
             along = (rows[1:] * direction).sum(1)
             rows = rows[1:] - along[:, None] * direction
             columns.append(jnp.concatenate([jnp.zeros(j, rows.dtype), norm[None], along]))
-        return jnp.stack(columns, axis=1) * scale
+        return jnp.stack(columns, axis=1)
 
     index = jnp.arange(n)
 
@@ -90,7 +91,7 @@ def _semidefinite(rows: Float[Array, "n n"]) -> Float[Array, "n n"]:
         rest = rows - along[:, None] * direction
         return rest, jnp.where(index == j, norm, along)
 
-    return jax.lax.scan(eliminate, rows, index)[1].T * scale
+    return jax.lax.scan(eliminate, rows, index)[1].T
 
 
 def _inverse(s: Float[Array, "n n"]) -> Float[Array, "n n"]:

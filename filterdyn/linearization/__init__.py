@@ -1,18 +1,27 @@
 """Rules that turn a nonlinear map and a Gaussian into moments."""
 
-from filterdyn.linearization.base import AbstractLinearization, Affine, Linearized, add_columns
+from filterdyn.linearization.base import (
+    AbstractLinearization,
+    Affine,
+    Linearized,
+    beside,
+    squared,
+)
 from filterdyn.linearization.cubature import Cubature
 from filterdyn.linearization.gauss_hermite import GaussHermite
+from filterdyn.linearization.sigma_points import AbstractSigmaPointRule
 from filterdyn.linearization.taylor import Taylor
 from filterdyn.linearization.unscented import Unscented
 
 __all__ = [
     "AbstractLinearization",
+    "AbstractSigmaPointRule",
     "Affine",
     "Cubature",
     "GaussHermite",
     "Linearized",
     "Taylor",
     "Unscented",
-    "add_columns",
+    "beside",
+    "squared",
 ]

@@ -2,11 +2,10 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from filterdyn.beliefs import Gaussian
@@ -19,6 +18,7 @@ class Affine(NamedTuple):
 
     value: Float[Array, " dz"]
     slope: Float[Array, "dz dx"]
+    #: As dynamics give it, its factor may have more columns than rows.
     noise: PSD
 
 
@@ -39,23 +39,25 @@ class Linearized(NamedTuple):
             n = len(self.value)
             noise = PSD.zeros(n, self.value.dtype) if noise is None else noise
             return Affine(self.value, self.slope, noise)
-        return Affine(self.value, self.slope, add_columns(noise, self.error))
+        error = PSD(self.error, mm(self.error, self.error.T))
+        return Affine(self.value, self.slope, error if noise is None else beside(noise, error))
 
 
-def add_columns(cov: PSD | None, columns: Float[Array, "n k"]) -> PSD:
-    """P + C C^T, differentiable in C."""
-    if cov is None:
-        return PSD.from_factor(columns)
-    factor = triangularize(stop_gradient(jnp.concatenate([cov.root, columns], axis=1)))
-    smooth = cov.matrix + mm(columns, columns.T)
-    return PSD(factor, with_derivative_of(mm(factor, factor.T), smooth))
+def beside(p: PSD, q: PSD) -> PSD:
+    """P + Q with the columns of both factors side by side."""
+    return PSD(jnp.concatenate([p.root, q.root], axis=1), p.matrix + q.matrix)
+
+
+def squared(p: PSD) -> PSD:
+    """P with a square factor."""
+    if p.factor is None or p.factor.shape[0] == p.factor.shape[1]:
+        return p
+    factor = triangularize(p.factor)
+    return PSD(factor, with_derivative_of(mm(factor, factor.T), p.matrix))
 
 
 class AbstractLinearization(eqx.Module):
     """A rule that replaces a map by an affine one around a Gaussian belief."""
-
-    #: Does the rule look at the mean of the belief only, so that its error is always `None`?
-    is_local: ClassVar[bool]
 
     @abc.abstractmethod
     def __call__(

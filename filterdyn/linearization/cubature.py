@@ -4,15 +4,21 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
 from filterdyn.beliefs import Gaussian
-from filterdyn.linearization.base import AbstractLinearization, Linearized
-from filterdyn.linearization.sigma_points import SigmaPoints, average_on, check_pairs, regress_on
+from filterdyn.linearization.base import Linearized
+from filterdyn.linearization.sigma_points import (
+    AbstractSigmaPointRule,
+    SigmaPoints,
+    average_on,
+    check_pairs,
+    regress_on,
+)
 
 
 def third_degree(n: int) -> SigmaPoints:
@@ -45,13 +51,11 @@ def fifth_degree(n: int) -> SigmaPoints:
     return SigmaPoints(directions[used], weights[used], True)
 
 
-class Cubature(AbstractLinearization):
+class Cubature(AbstractSigmaPointRule):
     """Regression on the points of a spherical-radial cubature rule: exact means of polynomials up to
     its degree. No weight is negative."""
 
     degree: int = eqx.field(static=True)
-
-    is_local: ClassVar[bool] = False
 
     def __init__(self, degree: Literal[3, 5] = 3):
         """**Arguments:** `degree`: 3, with 2 dx points (Arasaratnam, Haykin 2009), or 5, with

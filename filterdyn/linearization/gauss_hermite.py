@@ -2,15 +2,21 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
 from filterdyn.beliefs import Gaussian
-from filterdyn.linearization.base import AbstractLinearization, Linearized
-from filterdyn.linearization.sigma_points import SigmaPoints, average_on, check_pairs, regress_on
+from filterdyn.linearization.base import Linearized
+from filterdyn.linearization.sigma_points import (
+    AbstractSigmaPointRule,
+    SigmaPoints,
+    average_on,
+    check_pairs,
+    regress_on,
+)
 
 
 @functools.lru_cache(maxsize=32)
@@ -25,13 +31,11 @@ def product_rule(order: int, n: int) -> SigmaPoints:
     return SigmaPoints(grid[:half], 2 * each[:half], order % 2 == 1)
 
 
-class GaussHermite(AbstractLinearization):
+class GaussHermite(AbstractSigmaPointRule):
     """Regression on the order^dx points of the product of Gauss-Hermite rules (Ito, Xiong 2000):
     exact means of polynomials up to degree 2 order - 1 in each state."""
 
     order: int = eqx.field(static=True)
-
-    is_local: ClassVar[bool] = False
 
     def __init__(self, order: int = 3):
         """**Arguments:** `order` >= 2: points per state.

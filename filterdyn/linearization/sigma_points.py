@@ -1,6 +1,7 @@
 """Statistical linear regression on sigma points: what unscented, cubature and Gauss-Hermite rules
 share."""
 
+import abc
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 from filterdyn.beliefs import Gaussian
 from filterdyn.linalg import PSD, mm, mv, triangularize, with_derivative_of
 from filterdyn.linalg.cholesky import cholesky, only_derivative
-from filterdyn.linearization.base import Linearized
+from filterdyn.linearization.base import AbstractLinearization, Linearized
 
 #: More pairs of points than this are refused.
 _MOST_PAIRS = 20_000
@@ -48,6 +49,14 @@ class SigmaPoints(NamedTuple):
         return np.linalg.qr(u, mode="complete")[0][:, self.directions.shape[1] :]
 
 
+class AbstractSigmaPointRule(AbstractLinearization):
+    """A rule that looks at a function at points spread as the belief is."""
+
+    @abc.abstractmethod
+    def points(self, dx: int) -> SigmaPoints:
+        """The points for the standard normal in `dx` dimensions."""
+
+
 def check_pairs(owner: str, dx: int, pairs: int, instead: str) -> None:
     """**Raises:** `ValueError` for a rule of more points than one can want."""
     if pairs > _MOST_PAIRS:
@@ -76,7 +85,40 @@ def regress_on(
     excess q^T q <= 1; nothing is subtracted, and small alpha costs no large weights.
     """
     s, inverse = cholesky(belief.spread)
-    m, dtype = belief.mean, belief.mean.dtype
+    dtype = belief.mean.dtype
+    value, odd, even, aux = _images(rule, function, belief.mean, s, has_aux)
+    b = _on_directions(rule, odd)
+    error = mm(even, jnp.asarray(rule.even_part, dtype))
+    if odd.shape[1] > len(s):
+        unexplained = mm(odd, jnp.asarray(rule.odd_part, dtype))
+        error = jnp.concatenate([error, unexplained], axis=1)
+    return Linearized(value, slope_on(b, s, inverse), error, aux)
+
+
+def project_on(
+    rule: SigmaPoints,
+    function: Callable[[Array], Any],
+    m: Float[Array, " n"],
+    s: Float[Array, "n n"],
+) -> tuple[Float[Array, " dz"], Float[Array, "dz n"]]:
+    """E f(x) and E[f(x) xi^T] for x = m + S xi, xi standard normal."""
+    value, odd, _, _ = _images(rule, function, m, s, False)
+    return value, _on_directions(rule, odd)
+
+
+def _on_directions(rule: SigmaPoints, odd: Float[Array, "dz p"]) -> Float[Array, "dz n"]:
+    return mm(odd, jnp.asarray(np.sqrt(rule.weights)[:, None] * rule.directions, odd.dtype))
+
+
+def _images(
+    rule: SigmaPoints,
+    function: Callable[[Array], Any],
+    m: Float[Array, " n"],
+    s: Float[Array, "n n"],
+    has_aux: bool,
+) -> tuple[Float[Array, " dz"], Float[Array, "dz p"], Float[Array, "dz p"], Any]:
+    """The mean, the odd parts O, the even parts G and what else `function` gave."""
+    dtype = m.dtype
     weights = jnp.asarray(rule.weights, dtype)
     roots = jnp.asarray(np.sqrt(rule.weights), dtype)
     arms = mm(jnp.asarray(rule.directions, dtype), s.T)
@@ -94,15 +136,10 @@ def regress_on(
     else:
         value = mv(middle.T, weights)
         even = middle - value
-    b = mm(odd, jnp.asarray(np.sqrt(rule.weights)[:, None] * rule.directions, dtype))
-    error = mm((even * roots[:, None]).T, jnp.asarray(rule.even_part, dtype))
-    if p > len(m):
-        unexplained = mm(odd, jnp.asarray(rule.odd_part, dtype))
-        error = jnp.concatenate([error, unexplained], axis=1)
-    return Linearized(value, _slope(b, s, inverse), error, aux)
+    return value, odd, (even * roots[:, None]).T, aux
 
 
-def _slope(
+def slope_on(
     b: Float[Array, "dz n"], s: Float[Array, "n n"], inverse: Float[Array, "n n"]
 ) -> Float[Array, "dz n"]:
     """slope with slope S = B. Each round of the refinement makes one more order of the derivative

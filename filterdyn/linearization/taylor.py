@@ -1,7 +1,7 @@
 """First-order Taylor expansion: the rule of the extended Kalman filter."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 from jaxtyping import Array
@@ -12,8 +12,6 @@ from filterdyn.linearization.base import AbstractLinearization, Linearized
 
 class Taylor(AbstractLinearization):
     """f(x) is replaced by f(m) + f'(m) (x - m); the Jacobian is taken by forward differentiation."""
-
-    is_local: ClassVar[bool] = True
 
     def __call__(
         self, function: Callable[[Array], Any], belief: Gaussian, has_aux: bool = False

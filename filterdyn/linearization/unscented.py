@@ -2,19 +2,24 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
 from filterdyn.beliefs import Gaussian
-from filterdyn.linearization.base import AbstractLinearization, Linearized
+from filterdyn.linearization.base import Linearized
 from filterdyn.linearization.cubature import third_degree
-from filterdyn.linearization.sigma_points import SigmaPoints, average_on, regress_on
+from filterdyn.linearization.sigma_points import (
+    AbstractSigmaPointRule,
+    SigmaPoints,
+    average_on,
+    regress_on,
+)
 
 
-class Unscented(AbstractLinearization):
+class Unscented(AbstractSigmaPointRule):
     """Regression on the 2 n + 1 points m and m +- alpha sqrt(n + kappa) S_j, with S_j the columns of
     the Cholesky factor of the covariance (Julier, Uhlmann 2004; Wan, van der Merwe 2000).
 
@@ -26,8 +31,6 @@ class Unscented(AbstractLinearization):
     alpha: float = eqx.field(static=True)
     beta: float = eqx.field(static=True)
     kappa: float | None = eqx.field(static=True)
-
-    is_local: ClassVar[bool] = False
 
     def __init__(self, alpha: float = 1.0, beta: float = 0.0, kappa: float | None = None):
         """**Arguments:**
