@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 # First, before anything can start a back end of JAX.
 from filterdyn._fusion import FusedLoops, fused_loops  # isort: skip
 
-from filterdyn import datasets
+from filterdyn import datasets, diagnostics
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import ODE, SDE, LinearSDE, LinearTransition, Transition
 from filterdyn.filters import (
@@ -28,6 +28,7 @@ from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
 from filterdyn.observations import GaussianObservation, LinearObservation, Observation
 from filterdyn.online import OnlineFilter, OnlineState, StepResult
+from filterdyn.outliers import Gate, HuberNoise, StudentTNoise
 from filterdyn.series import Series, stack
 from filterdyn.simulation import Simulation, simulate
 from filterdyn.smoothers import SmootherResult, sample_paths, smooth
@@ -65,6 +66,10 @@ __all__ = [
     "UnscentedKalmanFilter",
     "CubatureKalmanFilter",
     "GaussHermiteKalmanFilter",
+    # what a filter does about outliers
+    "Gate",
+    "HuberNoise",
+    "StudentTNoise",
     # verbs
     "filter",
     "log_likelihood",
@@ -91,6 +96,7 @@ __all__ = [
     "FusedLoops",
     # modules
     "datasets",
+    "diagnostics",
     "plots",
 ]
 

@@ -33,6 +33,8 @@ class Update(NamedTuple):
     standardized: Float[Array, " dy"]
     log_likelihood: Float[Array, ""]
     status: Int[Array, ""]
+    #: How much of each entry was believed, of a filter with an outlier rule.
+    weights: Float[Array, " dy"] | None = None
 
 
 class AbstractFilter(eqx.Module):

@@ -13,6 +13,7 @@ from filterdyn.filters.base import AbstractFilter, Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.linearization import Taylor
 from filterdyn.model import StateSpaceModel
+from filterdyn.outliers import AbstractOutlierRule, check_outliers
 
 
 class ExtendedKalmanFilter(AbstractFilter):
@@ -25,13 +26,20 @@ class ExtendedKalmanFilter(AbstractFilter):
 
     iterations: int = eqx.field(static=True)
     square_root: bool = eqx.field(static=True)
+    outliers: AbstractOutlierRule | None
 
-    def __init__(self, iterations: int = 1, *, square_root: bool = True):
+    def __init__(
+        self,
+        iterations: int = 1,
+        *,
+        square_root: bool = True,
+        outliers: AbstractOutlierRule | None = None,
+    ):
         """**Arguments:**
 
         - `iterations`: how often the observation is linearised; 1 is the extended Kalman filter, more
           is the iterated one (Gauss-Newton steps towards the posterior mode);
-        - `square_root`: as for `KalmanFilter`.
+        - `square_root`, `outliers`: as for `KalmanFilter`.
 
         **Raises:** `ValueError` unless it is an integer >= 1.
         """
@@ -41,6 +49,7 @@ class ExtendedKalmanFilter(AbstractFilter):
             )
         self.iterations = iterations
         self.square_root = square_root
+        self.outliers = check_outliers("ExtendedKalmanFilter", outliers)
 
     def check(self, model: StateSpaceModel) -> None:
         """Every model is accepted."""
@@ -54,7 +63,7 @@ class ExtendedKalmanFilter(AbstractFilter):
     def update(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
     ) -> Update:
-        return gaussian.update(model, belief, t, u, y, Taylor(), self.iterations)
+        return gaussian.update(model, belief, t, u, y, Taylor(), self.iterations, self.outliers)
 
     def predict_observation(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any

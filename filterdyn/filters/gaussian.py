@@ -10,10 +10,17 @@ from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval
 from filterdyn.filters.base import Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
-from filterdyn.linalg import condition, congruence, mv
+from filterdyn.linalg import (
+    Conditioned,
+    condition,
+    condition_robustly,
+    congruence,
+    mv,
+)
 from filterdyn.linearization import AbstractLinearization, squared
 from filterdyn.model import StateSpaceModel
 from filterdyn.observations import LinearizedObservation
+from filterdyn.outliers import AbstractOutlierRule
 from filterdyn.status import Status
 
 
@@ -52,28 +59,34 @@ def update(
     y: Float[Array, " dy"],
     rule: AbstractLinearization,
     iterations: int = 1,
+    outliers: AbstractOutlierRule | None = None,
 ) -> Update:
     """Condition on a measurement; with `iterations` > 1 the observation is linearised again at the
     posterior (by Taylor expansion Gauss-Newton steps, Bell, Cathey 1993; by sigma points posterior
     linearisation, Garcia-Fernandez et al. 2015). Each round starts from the prior, so the measurement
-    counts once."""
+    counts once. `outliers` says what becomes of a measurement that does not fit."""
     prior, dtype = belief, belief.mean.dtype
 
     def linearized(at: Gaussian) -> LinearizedObservation:
         return cast(model.observation.linearize(rule, at, t, u, y), dtype)
 
-    def conditioned(lin: LinearizedObservation, at: Float[Array, " dx"]) -> Any:
+    def conditioned(
+        lin: LinearizedObservation, at: Float[Array, " dx"]
+    ) -> tuple[Conditioned, Array | None]:
         residual = lin.z - lin.value - mv(lin.slope, prior.mean - at)
-        return condition(prior.spread, lin.slope, residual, lin.noise, lin.observed)
+        parts = (prior.spread, lin.slope, residual, lin.noise, lin.observed)
+        if outliers is None:
+            return condition(*parts), None
+        return condition_robustly(*parts, outliers)
 
     first = lin = linearized(prior)
     at = prior.mean
-    found = conditioned(lin, at)
+    found, weights = conditioned(lin, at)
     standardized = jnp.where(first.observed, found.standardized, jnp.nan)
     for _ in range(iterations - 1):
         at = prior.mean + found.shift
         lin = linearized(Gaussian(at, spread=found.cov))
-        found = conditioned(lin, at)
+        found, weights = conditioned(lin, at)
 
     noise = first.noise * jnp.eye(len(y), dtype=dtype) if first.noise.ndim == 1 else first.noise
     innovation_cov = prior.spread.seen_through(first.slope) + noise
@@ -91,6 +104,7 @@ def update(
         standardized,
         log_likelihood + lin.log_jacobian,
         status,
+        weights,
     )
 
 

@@ -13,6 +13,7 @@ from filterdyn.filters.base import AbstractFilter, Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.linearization import Taylor
 from filterdyn.model import StateSpaceModel
+from filterdyn.outliers import AbstractOutlierRule, check_outliers
 
 
 class KalmanFilter(AbstractFilter):
@@ -23,13 +24,20 @@ class KalmanFilter(AbstractFilter):
     """
 
     square_root: bool = eqx.field(static=True)
+    outliers: AbstractOutlierRule | None
 
-    def __init__(self, *, square_root: bool = True):
-        """**Arguments:** `square_root`: carry a factor of the covariance (the default: right on
-        ill-conditioned problems and in float32), or with `False` the covariance itself, in Joseph's
-        form: up to twice as fast, for well-conditioned problems in float64.
+    def __init__(self, *, square_root: bool = True, outliers: AbstractOutlierRule | None = None):
+        """**Arguments:**
+
+        - `square_root`: carry a factor of the covariance (the default: right on ill-conditioned
+          problems and in float32), or with `False` the covariance itself, in Joseph's form: somewhat
+          faster, for well-conditioned problems in float64;
+        - `outliers`: what becomes of measurements that do not fit: `Gate`, `StudentTNoise` or
+          `HuberNoise` (the filter is then no longer the exact one of Gaussian noise); `None` takes
+          every measurement at its word.
         """
         self.square_root = square_root
+        self.outliers = check_outliers("KalmanFilter", outliers)
 
     def check(self, model: StateSpaceModel) -> None:
         instead = "use fd.ExtendedKalmanFilter()"
@@ -58,7 +66,7 @@ class KalmanFilter(AbstractFilter):
     def update(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
     ) -> Update:
-        return gaussian.update(model, belief, t, u, y, Taylor())
+        return gaussian.update(model, belief, t, u, y, Taylor(), 1, self.outliers)
 
     def predict_observation(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any

@@ -22,6 +22,8 @@ class FilterResult(eqx.Module):
       transformed Gaussian (`LogNormal`) both are in the space where the measurement is Gaussian;
     - `standardized_innovations` (T, dy): L^-1 (innovation), with L L^T its covariance: independent
       standard normal numbers if the model is right; `nis` (T,): their sums of squares;
+    - `outlier_weights` (T, dy), of a filter with an outlier rule: how much of each entry was believed,
+      1 as if its noise were Gaussian, 0 not at all, NaN where it is missing; `None` otherwise;
     - `log_likelihoods` (T,): log p(y_t | y_1:t-1), exactly 0 for a missing row; `log_likelihood`: their
       sum;
     - `status`: an integer of `Status`, `OK` or the first failure, and `failed_at`: its row (-1). From
@@ -35,6 +37,7 @@ class FilterResult(eqx.Module):
     innovations: Float[Array, "T dy"]
     innovation_covs: Float[Array, "T dy dy"]
     standardized_innovations: Float[Array, "T dy"]
+    outlier_weights: Float[Array, "T dy"] | None
     log_likelihoods: Float[Array, " T"]
     log_likelihood: Float[Array, ""]
     statuses: Int[Array, " T"]

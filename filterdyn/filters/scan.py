@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval, Plan
-from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters.base import AbstractFilter, Prediction
 from filterdyn.filters.gate import gated
 from filterdyn.filters.rows import Row
 from filterdyn.linalg import ACCURATE, FUSED, PSD
@@ -35,6 +35,7 @@ class Record(NamedTuple):
     innovation: Float[Array, " dy"]
     innovation_cov: Float[Array, "dy dy"]
     standardized: Float[Array, " dy"]
+    weights: Float[Array, " dy"] | None
     log_likelihood: Float[Array, ""]
     status: Int[Array, ""]
     #: Is the status `OK`?
@@ -63,9 +64,14 @@ def advance(
     filter: AbstractFilter, model: StateSpaceModel, table: Any, state: State, row: Row
 ) -> tuple[Gaussian, Affine, Int[Array, ""]]:
     """Predict over the gap before `row`; a gap of 0 leaves the belief as it is, to the bit."""
-    interval = Interval(row.time_from, row.gap, row.input_from, row.plan, table)
-    predicted, move, status = filter.predict(model, state.belief, interval)
-    moved = row.gap > 0
+
+    def predict(belief: Gaussian, row: Row) -> tuple[Prediction, Array]:
+        interval = Interval(row.time_from, row.gap, row.input_from, row.plan, table)
+        return filter.predict(model, belief, interval), row.gap > 0
+
+    # Where nothing moves the prediction is not used, and its derivative may be NaN all the same.
+    guarded = gated(predict, lambda out: out[1], state.belief, row)
+    (predicted, move, status), moved = guarded(state.belief, row)
     n, dtype = model.dx, state.belief.mean.dtype
     still = Affine(state.belief.mean, jnp.eye(n, dtype=dtype), PSD.zeros(n, dtype))
     move = select(moved, move, still)
@@ -96,6 +102,7 @@ def step(
         visible(new.innovation),
         visible(new.innovation_cov),
         visible(new.standardized),
+        visible(new.weights),
         jnp.where(fine, new.log_likelihood, -jnp.inf),
         status,
         fine,

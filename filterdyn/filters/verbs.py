@@ -91,6 +91,7 @@ def _filter(
         r.innovation,
         r.innovation_cov,
         r.standardized,
+        r.weights,
         r.log_likelihood,
         r.status,
     )
@@ -139,7 +140,7 @@ def filter(
         raise ValueError(f"filter: `history` is {history!r}; expected 'moments' or 'beliefs'")
     rows, plan = prepare("filter", model, series, filter, t0, u0)
     kept, log_likelihood, last_input, matched = _compiled_filter(model, rows, plan, filter)
-    predicted, filtered, innovations, covs, standardized, log_likelihoods, statuses = kept
+    predicted, filtered, innovations, covs, standardized, weights, log_likelihoods, statuses = kept
     return FilterResult(
         series.times,
         predicted,
@@ -147,6 +148,7 @@ def filter(
         innovations,
         covs,
         standardized,
+        weights,
         log_likelihoods,
         log_likelihood,
         statuses,

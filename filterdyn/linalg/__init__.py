@@ -7,6 +7,7 @@ from filterdyn.linalg.discretize import Discretized, discretize
 from filterdyn.linalg.products import FUSED, mm, mv
 from filterdyn.linalg.psd import PSD, DiffusePart, congruence, factor_of
 from filterdyn.linalg.regression import Regression, regress
+from filterdyn.linalg.robust import condition_robustly
 from filterdyn.linalg.sampling import sampling_factor
 from filterdyn.linalg.surrogate import ACCURATE, accurately, with_derivative_of
 from filterdyn.linalg.triangularize import triangularize
@@ -21,6 +22,7 @@ __all__ = [
     "Regression",
     "accurately",
     "condition",
+    "condition_robustly",
     "congruence",
     "discretize",
     "factor_of",
