@@ -2,10 +2,12 @@
 
 from filterdyn.diagnostics.calibration import PIT, Coverage, coverage, pit
 from filterdyn.diagnostics.consistency import ConsistencyReport, Fault, consistency_report
+from filterdyn.diagnostics.identifiability import Identifiability, identifiability
 from filterdyn.diagnostics.input_correlation import InputCorrelation, input_correlation
 from filterdyn.diagnostics.mean_bias import MeanBias, mean_bias
 from filterdyn.diagnostics.nees import NEES, nees
 from filterdyn.diagnostics.nis import NIS, nis
+from filterdyn.diagnostics.profile_likelihood import Profile, profile_likelihood
 from filterdyn.diagnostics.whiteness import Whiteness, whiteness
 
 __all__ = [
@@ -29,4 +31,9 @@ __all__ = [
     "consistency_report",
     "ConsistencyReport",
     "Fault",
+    # can the data tell?
+    "identifiability",
+    "Identifiability",
+    "profile_likelihood",
+    "Profile",
 ]

@@ -45,9 +45,9 @@ class LateSensors:
         return f"{self.names[index]} lags: its readings are {rows} late"
 
 
-def late_sensors(series: Series) -> LateSensors:
+def late_sensors(result: FilterResult, series: Series) -> LateSensors:
     """Each sensor alone. All together only against inputs: without, nothing shows what is late."""
-    names = _named("sensor", series.observation_names, series.dy)
+    names = sensor_names(result)
     members = np.eye(series.dy, dtype=bool)
     if series.dy > 1 and series.inputs is not None:
         names = (*names, "all sensors")
@@ -101,12 +101,6 @@ def candidates(
         add("pace_of_all", "dynamics", ("the state",), 9, 0.3, plus, _pace)
         add("growing_pace_of_all", "drift", ("the state",), 8, 0.3, plus, _growing_pace)
     return tuple(found)
-
-
-def _named(what: str, names: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
-    if names is None:
-        return tuple(f"{what} {i}" for i in range(count))
-    return tuple(f"{what} {name!r}" for name in names)
 
 
 def _typical(variances: np.ndarray) -> np.ndarray:

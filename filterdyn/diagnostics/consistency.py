@@ -28,7 +28,7 @@ from filterdyn.status import Status
 #: Explanations whose likelihoods differ by less than this factor are named side by side.
 _CLOSE = math.log(20.0)
 #: ... and by less than this one count as equal: then the plainer explanation comes first.
-_EQUAL = 0.5
+_EQUAL = 1.0
 _MOST_FAULTS = 4
 
 
@@ -218,7 +218,7 @@ class _Finder:
         self.result = result
         self.most = min(max_lag, max(1, rows // 5))
         self.candidates: tuple[Candidate, ...] = candidates(model, result, series)
-        self.groups = late_sensors(series)
+        self.groups = late_sensors(result, series)
         self.radii = np.zeros(ravel_pytree(Faults.none(model.dx, dy, float))[0].shape)
         for candidate in self.candidates:
             self.radii[candidate.index] = candidate.radius

@@ -43,11 +43,9 @@ def scaled(result: FilterResult) -> np.ndarray:
 
 def sensor_names(result: FilterResult) -> tuple[str, ...]:
     """The columns' names, or their numbers."""
-    count = result.innovations.shape[-1]
-    names = result.observation_names or tuple(str(j) for j in range(count))
-    return tuple(
-        f"sensor {name!r}" if result.observation_names else f"sensor {name}" for name in names
-    )
+    if result.observation_names is None:
+        return tuple(f"sensor {j}" for j in range(result.innovations.shape[-1]))
+    return tuple(f"sensor {name!r}" for name in result.observation_names)
 
 
 def check_one_series(owner: str, result: FilterResult) -> None:
