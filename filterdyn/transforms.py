@@ -94,13 +94,16 @@ class GaussianView(NamedTuple):
         nodes = jnp.asarray(_NODES, loc.dtype)
         weights = jnp.asarray(_WEIGHTS, loc.dtype)
         # Entry j of the pair (i, j) at nodes (a, b): z_j = sd_j (rho a + sqrt(1 - rho^2) b).
-        across = jnp.sqrt(1.0 - correlation**2)[..., None, None] * nodes
+        rest = 1.0 - correlation**2
+        across = jnp.where(rest > 0, jnp.sqrt(jnp.where(rest > 0, rest, 1.0)), 0.0)
+        across = across[..., None, None] * nodes
         z_j = sd[:, None, None] * (correlation[..., None, None] * nodes[:, None] + across)
         y_i = self.push_forward(loc + nodes[:, None] * sd)
         mean = weights @ y_i
         y_j = self.push_forward(jnp.moveaxis(loc[:, None, None] + z_j, 1, -1))
         centred = y_j - mean
         cov_y = jnp.einsum("a,b,ai,iabj->ij", weights, weights, y_i - mean, centred)
+        cov_y = 0.5 * (cov_y + cov_y.T)
         return mean, jnp.where(jnp.eye(n, dtype=bool), weights @ (y_i - mean) ** 2, cov_y)
 
 

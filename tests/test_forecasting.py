@@ -210,21 +210,23 @@ def test_after_a_failure_there_is_no_forecast():
     assert all(np.isnan(end).all() for end in ahead.observation_interval(0.9))
 
 
-def test_forecasts_map_over_models(filtered):
-    """The moments are those of each model alone, and their derivative in `scale` is finite."""
+@pytest.mark.parametrize("fn", [gaussian, logit_normal])
+def test_forecasts_are_differentiable_and_map_over_models(fn):
+    series = fd.Series(past, np.full((4, 2), 0.4))
 
-    def variance(scale):
-        model = fd.StateSpaceModel(initial, fd.LinearTransition(F, scale * Q), seen.observation)
-        result = fd.filter(model, fd.Series(past, z), exact)
-        return fd.forecast(model, result, future).observation_cov[-1, 0, 0]
+    @jax.jit
+    def covariance(scale):
+        model = fd.StateSpaceModel(initial, fd.LinearTransition(F, scale * Q), fd.Observation(fn))
+        result = fd.filter(model, series, fd.ExtendedKalmanFilter())
+        return fd.forecast(model, result, future).observation_cov[-1]
 
-    scales = jnp.array([0.5, 2.0])
-    np.testing.assert_allclose(
-        jax.vmap(variance)(scales), [variance(s) for s in scales], rtol=1e-10
-    )
     step = 1e-5
-    finite = (variance(1 + step) - variance(1 - step)) / (2 * step)
-    np.testing.assert_allclose(jax.grad(variance)(1.0), finite, rtol=1e-6)
+    points = jnp.array([1.0, 1.0 + step, 1.0 - step])
+    together = jax.vmap(covariance)(points)
+    np.testing.assert_allclose(together[0], covariance(1.0), rtol=1e-10)
+    finite = (together[1] - together[2]) / (2 * step)
+    for derivative in (jax.jacfwd(covariance)(1.0), jax.jacrev(covariance)(1.0)):
+        np.testing.assert_allclose(derivative, finite, rtol=1e-6, atol=1e-9)
 
 
 def fails(error, message, *args, **kwargs):

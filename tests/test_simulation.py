@@ -265,6 +265,25 @@ def test_the_derivative_of_a_path_is_the_limit_of_its_differences(name):
     np.testing.assert_allclose(jax.grad(path)(0.7), finite, rtol=1e-6)
 
 
+TWO_STATES = {
+    "LinearTransition": lambda a: fd.LinearTransition(F, a * Q),
+    "LinearTransition, singular noise": lambda a: fd.LinearTransition(F, a * np.ones((2, 2))),
+    "LinearSDE": lambda a: fd.LinearSDE(A, jnp.stack([0.3 * jnp.eye(2)[0], jnp.array([a, 0.5])])),
+}
+
+
+@pytest.mark.parametrize("name", TWO_STATES)
+def test_correlated_noise_has_the_derivative_of_its_differences(name):
+    @jax.jit
+    def path(a):
+        model = fd.StateSpaceModel(initial, TWO_STATES[name](a), fd.LinearObservation(H, R))
+        return fd.simulate(model, whole, key=jr.key(0)).states
+
+    step = 1e-5
+    finite = (path(0.7 + step) - path(0.7 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.jacfwd(path)(0.7), finite, rtol=1e-6, atol=1e-8)
+
+
 def test_a_solver_that_runs_out_of_steps_gives_no_numbers():
     dynamics = fd.ODE(
         lambda t, x, u: -x, stepsize_controller=diffrax.PIDController(1e-9, 1e-9), max_steps=3

@@ -12,13 +12,16 @@ from filterdyn.linalg.triangularize import triangularize
 
 
 def sampling_factor(p: PSD) -> Float[Array, "n n"]:
-    """L with L L^T = P and dL = dP L^-T / 2, so that (L + dL)(L + dL)^T = P + dP to first order.
+    """L with L L^T = P, lower triangular, and the derivative of Cholesky's factor, first order only:
+    dL = L tril(L^-1 dP L^-T), the diagonal halved, so that (L + dL)(L + dL)^T = P + dP.
 
-    A draw m + L eps then has the derivative of a reparameterised sample (first order only). At a
-    singular P the derivative is that within its range.
+    So the derivative of a draw m + L eps is the limit of its differences under the same key. At a
+    singular P it is that within the range of P.
     """
     factor = triangularize(jax.lax.stop_gradient(p.root))
     if p.diffuse is not None:  # there is nothing to draw from
         factor = jnp.where((p.diffuse.factor != 0).any(), jnp.nan, factor)
-    inverse = generalised_inverse(factor)
-    return with_derivative_of(factor, 0.5 * mm(p.matrix, jax.lax.stop_gradient(inverse).T))
+    inverse = jax.lax.stop_gradient(generalised_inverse(factor))
+    half = jnp.tril(mm(mm(inverse, p.matrix), inverse.T))
+    half = half - 0.5 * half * jnp.eye(len(half), dtype=half.dtype)
+    return with_derivative_of(factor, mm(jax.lax.stop_gradient(factor), half))
