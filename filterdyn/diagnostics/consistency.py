@@ -25,10 +25,9 @@ from filterdyn.model import StateSpaceModel
 from filterdyn.series import Series
 from filterdyn.status import Status
 
-#: Explanations whose likelihoods differ by less than this factor are named side by side.
-_CLOSE = math.log(20.0)
-#: ... and by less than this one count as equal: then the plainer explanation comes first.
-_EQUAL = 1.0
+#: Explanations whose likelihoods differ by less than this factor are named side by side, the plainest
+#: first.
+_CLOSE = math.log(10.0)
 _MOST_FAULTS = 4
 
 
@@ -42,7 +41,7 @@ class Fault:
       and on the speed, for bias and drift an offset in units of sensor or state, for lag rows;
     - `log_likelihood_gain`, in nats, over the model with the faults named before it;
     - `words`: the sentence;
-    - `alternatives`: other single faults that explain the data less than 20 times worse.
+    - `alternatives`: other single faults within a factor of 10 of the likelihood of the best.
     """
 
     kind: str
@@ -130,7 +129,8 @@ def consistency_report(
     state, a constant or growing factor on how fast each state moves, and a delay of 1 .. `max_lag` rows
     of a sensor. For each the likelihood is maximised. The fault with the largest gain is named if
     twice the gain exceeds the chi-square bound (for a delay, which has nothing to fit, if the
-    likelihood ratio exceeds one over the level, which is exact). It is then put into the model, and
+    likelihood ratio exceeds one over the level, which is exact); of those that explain the data less
+    than 10 times worse than the best, the plainest. It is then put into the model, and
     the search goes on until nothing gains. Beside the faults stand the tests of the innovations.
 
     All tests share `false_alarm_rate` (Bonferroni): a run of the right model is reported with at most
@@ -297,10 +297,9 @@ class _Finder:
     def _best(self, found: list[_Found]) -> _Found:
         gain = lambda one: one.fault.log_likelihood_gain
         top = max(gain(one) for one in found)
-        equal = [one for one in found if gain(one) > top - _EQUAL]
-        best = min(equal, key=lambda one: (one.rank, -gain(one)))
-        others = [one for one in found if one is not best and gain(one) > gain(best) - _CLOSE]
-        others.sort(key=gain, reverse=True)
+        close = [one for one in found if gain(one) > top - _CLOSE]
+        best = min(close, key=lambda one: (one.rank, -gain(one)))
+        others = sorted((one for one in close if one is not best), key=gain, reverse=True)
         alternatives = tuple(one.fault for one in others)
         return best._replace(fault=replace(best.fault, alternatives=alternatives))
 

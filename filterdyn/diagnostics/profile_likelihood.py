@@ -15,8 +15,8 @@ from filterdyn.diagnostics.parameters import flatten
 from filterdyn.diagnostics.residuals import check_level
 
 _STEPS = 200
-#: Rounds of regula falsi that place the ends of the interval between two points of the grid.
-_ROUNDS = 4
+#: Secants that place an end of the interval between two points of the grid.
+_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,15 @@ def profile_likelihood(
         return side * np.inf
 
     def between(a: float, f: float, b: float, g: float, place: np.ndarray) -> float:
+        """By secants, which stay between the two points of the grid."""
+        low, high = min(a, b), max(a, b)
         for _ in range(_ROUNDS):
-            x = a + (b - a) * f / (f - g)
+            if f == g or abs(g) < 1e-9:
+                break
+            x = min(max(b - g * (b - a) / (g - f), low), high)
             root = float(np.sqrt(2 * max(highest - at(x, place)[0], 0.0))) - bound
-            if abs(root) < 1e-7:
-                return x
-            # Illinois: an end that stays counts half the next time.
-            a, f, b, g = (x, root, b, 0.5 * g) if root < 0 else (a, 0.5 * f, x, root)
-        return a + (b - a) * f / (f - g)
+            a, f, b, g = b, g, x, root
+        return b
 
     return Profile(
         name,
