@@ -59,7 +59,7 @@ def solve_flow(
         y0=(x, eye, jnp.zeros_like(eye)),
         stepsize_controller=controller,
         max_steps=max_steps,
-        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        adjoint=diffrax.DirectAdjoint() if adjoint is None else adjoint,
         throw=False,
     )
     m, flow, q = jax.tree.map(lambda leaf: leaf[-1], solution.ys)

@@ -109,11 +109,27 @@ def twice_differentiable(solver: Any) -> Any:
     return solver
 
 
+def _largest(tree: Any) -> Array:
+    return jnp.stack([jnp.abs(leaf).max() for leaf in jax.tree.leaves(tree)]).max()
+
+
+def _with_tolerance(solver: Any, dtype: jnp.dtype) -> Any:
+    """An implicit solver, whose root finder by default takes its tolerance from a step size controller.
+    Fixed steps have none: the roots are found to a little more than rounding."""
+    finder = getattr(solver, "root_finder", None)
+    if finder is None or isinstance(finder.rtol, (float, int, np.generic, jax.Array)):
+        return solver
+    tolerance = float(jnp.finfo(dtype).eps) ** 0.75
+    tolerances = lambda s: (s.root_finder.rtol, s.root_finder.atol, s.root_finder.norm)
+    return eqx.tree_at(tolerances, solver, (tolerance, tolerance, _largest))
+
+
 def solver_step(
     terms: Any, solver: Any, start: Array, length: Array, x: Array, u: Any
 ) -> tuple[Float[Array, " dx"], Bool[Array, ""]]:
     """One step of a Diffrax solver from `start`, and whether it succeeded."""
     end = start + length
+    solver = _with_tolerance(solver, length.dtype)
     state = solver.init(terms, start, end, x, u)
     x, _, _, _, result = solver.step(terms, start, end, x, u, state, made_jump=False)
     return x.astype(length.dtype), result == diffrax.RESULTS.successful

@@ -40,8 +40,13 @@ def gated(step: Callable[..., Any], ok: Callable[[Any], Any], *example: Any) -> 
     return lambda *args: run(args, captured)
 
 
+def _is_float0(t: Any) -> bool:
+    """The tangent of an integer. (That of a number may be a Python float.)"""
+    return getattr(t, "dtype", None) == jax.dtypes.float0
+
+
 def _mask(tangents: Any, fine: Any) -> Any:
     return jax.tree.map(
-        lambda t: t if t.dtype == jax.dtypes.float0 else jnp.where(fine, t, jnp.zeros_like(t)),
+        lambda t: t if _is_float0(t) else jnp.where(fine, t, jnp.zeros_like(t)),
         tangents,
     )
