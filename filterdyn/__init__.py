@@ -11,11 +11,13 @@ from filterdyn import datasets, diagnostics
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import ODE, SDE, LinearSDE, LinearTransition, Transition
 from filterdyn.filters import (
+    AdaptiveNoise,
     CubatureKalmanFilter,
     ExtendedKalmanFilter,
     FilterResult,
     GaussHermiteKalmanFilter,
     KalmanFilter,
+    ParallelKalmanFilter,
     PredictedObservation,
     UnscentedKalmanFilter,
     filter,
@@ -62,14 +64,16 @@ __all__ = [
     "Gaussian",
     # filters
     "KalmanFilter",
+    "ParallelKalmanFilter",
     "ExtendedKalmanFilter",
     "UnscentedKalmanFilter",
     "CubatureKalmanFilter",
     "GaussHermiteKalmanFilter",
-    # what a filter does about outliers
+    # what a filter does about outliers, and about noise that nobody knows
     "Gate",
     "HuberNoise",
     "StudentTNoise",
+    "AdaptiveNoise",
     # verbs
     "filter",
     "log_likelihood",

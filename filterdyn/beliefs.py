@@ -1,5 +1,7 @@
 """What a filter carries from one instant to the next: a distribution of the state."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,8 @@ class Gaussian(eqx.Module):
 
     mean: Float[Array, "*T dx"]
     spread: PSD
+    #: What a filter carries beside the state (factors on noise that it learns).
+    memory: Any
 
     def __init__(
         self,
@@ -29,6 +33,7 @@ class Gaussian(eqx.Module):
         cov: Float[Array, "*T dx dx"] | None = None,
         *,
         spread: PSD | None = None,
+        memory: Any = None,
     ):
         """**Arguments:** `mean` (dx,) and `cov` (dx, dx), or `spread` in place of `cov`.
 
@@ -48,6 +53,7 @@ class Gaussian(eqx.Module):
             spread = PSD.from_matrix(cov)
         self.mean = mean
         self.spread = spread
+        self.memory = memory
 
     @property
     def cov(self) -> Float[Array, "*T dx dx"]:
@@ -60,7 +66,9 @@ class Gaussian(eqx.Module):
         return self.spread.root
 
     def astype(self, dtype: jnp.dtype) -> "Gaussian":
-        return Gaussian(self.mean.astype(dtype), spread=self.spread.astype(dtype))
+        return Gaussian(
+            self.mean.astype(dtype), spread=self.spread.astype(dtype), memory=self.memory
+        )
 
     def sample(self, key: Array) -> Float[Array, " dx"]:
         """One draw (of a belief without a leading axis)."""

@@ -1,10 +1,12 @@
 """Filters move a belief; the verbs apply them to a series."""
 
+from filterdyn.filters.adaptive import AdaptiveNoise, NoiseFactors
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.cubature import CubatureKalmanFilter
 from filterdyn.filters.extended import ExtendedKalmanFilter
 from filterdyn.filters.gauss_hermite import GaussHermiteKalmanFilter
 from filterdyn.filters.kalman import KalmanFilter
+from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.unscented import UnscentedKalmanFilter
@@ -12,11 +14,14 @@ from filterdyn.filters.verbs import filter, log_likelihood
 
 __all__ = [
     "AbstractFilter",
+    "AdaptiveNoise",
     "CubatureKalmanFilter",
     "ExtendedKalmanFilter",
     "FilterResult",
     "GaussHermiteKalmanFilter",
     "KalmanFilter",
+    "NoiseFactors",
+    "ParallelKalmanFilter",
     "PredictedObservation",
     "UnscentedKalmanFilter",
     "filter",

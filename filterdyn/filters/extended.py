@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval
 from filterdyn.filters import gaussian
+from filterdyn.filters.adaptive import AdaptiveNoise, check_adaptive
 from filterdyn.filters.base import AbstractFilter, Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.linearization import Taylor
@@ -27,6 +28,7 @@ class ExtendedKalmanFilter(AbstractFilter):
     iterations: int = eqx.field(static=True)
     square_root: bool = eqx.field(static=True)
     outliers: AbstractOutlierRule | None
+    adaptive: AdaptiveNoise | None
 
     def __init__(
         self,
@@ -34,12 +36,13 @@ class ExtendedKalmanFilter(AbstractFilter):
         *,
         square_root: bool = True,
         outliers: AbstractOutlierRule | None = None,
+        adaptive: AdaptiveNoise | None = None,
     ):
         """**Arguments:**
 
         - `iterations`: how often the observation is linearised; 1 is the extended Kalman filter, more
           is the iterated one (Gauss-Newton steps towards the posterior mode);
-        - `square_root`, `outliers`: as for `KalmanFilter`.
+        - `square_root`, `outliers`, `adaptive`: as for `KalmanFilter`.
 
         **Raises:** `ValueError` unless it is an integer >= 1.
         """
@@ -50,20 +53,23 @@ class ExtendedKalmanFilter(AbstractFilter):
         self.iterations = iterations
         self.square_root = square_root
         self.outliers = check_outliers("ExtendedKalmanFilter", outliers)
+        self.adaptive = check_adaptive("ExtendedKalmanFilter", adaptive)
 
     def check(self, model: StateSpaceModel) -> None:
         """Every model is accepted."""
 
     def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
-        return gaussian.start(model, dtype, self.square_root)
+        return gaussian.start(model, dtype, self.square_root, self.adaptive)
 
     def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
-        return gaussian.predict(model, belief, interval, Taylor())
+        predict = gaussian.predict if self.adaptive is None else gaussian.predict_adaptively
+        return predict(model, belief, interval, Taylor())
 
     def update(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
     ) -> Update:
-        return gaussian.update(model, belief, t, u, y, Taylor(), self.iterations, self.outliers)
+        update = gaussian.update if self.adaptive is None else gaussian.update_adaptively
+        return update(model, belief, t, u, y, Taylor(), self.iterations, self.outliers)
 
     def predict_observation(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any

@@ -2,15 +2,18 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval
+from filterdyn.filters.adaptive import AdaptiveNoise, NoiseFactors
 from filterdyn.filters.base import Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.linalg import (
+    PSD,
     Conditioned,
     condition,
     condition_robustly,
@@ -31,12 +34,24 @@ def cast(tree: Any, dtype: jnp.dtype) -> Any:
     )
 
 
-def start(model: StateSpaceModel, dtype: jnp.dtype, square_root: bool) -> Gaussian:
+def start(
+    model: StateSpaceModel,
+    dtype: jnp.dtype,
+    square_root: bool,
+    adaptive: AdaptiveNoise | None = None,
+) -> Gaussian:
     """The belief before any measurement, in square-root or in covariance form."""
     belief = model.start(dtype)
-    if square_root:
-        return belief
-    return Gaussian(belief.mean, spread=belief.spread.without_factor())
+    spread = belief.spread if square_root else belief.spread.without_factor()
+    if adaptive is None:
+        return Gaussian(belief.mean, spread=spread)
+    if spread.diffuse is not None:
+        raise ValueError(
+            "a filter that adapts its noise needs a proper initial distribution, not fd.Diffuse"
+        )
+    dy = model.dy(jnp.zeros((), dtype), None)
+    factors = NoiseFactors.start(adaptive, model.dx, dy, dtype)
+    return Gaussian(belief.mean, spread=spread, memory=factors)
 
 
 def predict(
@@ -45,10 +60,57 @@ def predict(
     """x' = f(m) + slope (x - m) + noise, with the moments that the dynamics give under `rule`."""
     move, status = model.dynamics.moments(rule, belief, interval)
     move = cast(move, belief.mean.dtype)
+    if belief.memory is not None:
+        move = move._replace(noise=belief.memory.of_process(move.noise))
     spread = congruence(move.slope, belief.spread, move.noise)
     # Where nobody keeps the move this is dead code.
     move = move._replace(noise=squared(move.noise))
-    return Prediction(Gaussian(move.value, spread=spread), move, status)
+    return Prediction(Gaussian(move.value, spread=spread, memory=belief.memory), move, status)
+
+
+def predict_adaptively(
+    model: StateSpaceModel, belief: Gaussian, interval: Interval, rule: AbstractLinearization
+) -> Prediction:
+    """`predict`, and how the predicted belief depends on the factors that are being learnt."""
+    prediction = predict(model, belief, interval, rule)
+    memory: NoiseFactors = belief.memory
+
+    def moments(mean: Array, matrix: Array, logs: Array) -> tuple[Array, Array]:
+        start = _varied(belief, mean, matrix, logs)
+        end = predict(model, start, interval, rule).belief
+        return end.mean, end.spread.matrix
+
+    slopes = memory.slopes(moments, belief.mean, belief.spread.matrix)
+    end = prediction.belief
+    moved = Gaussian(end.mean, spread=end.spread, memory=memory.with_slopes(*slopes))
+    return prediction._replace(belief=moved)
+
+
+def update_adaptively(
+    model: StateSpaceModel,
+    belief: Gaussian,
+    t: Any,
+    u: Any,
+    y: Float[Array, " dy"],
+    *options: Any,
+) -> Update:
+    """`update`, and a step of the factors along the score of the measurement."""
+    new = update(model, belief, t, u, y, *options)
+    memory: NoiseFactors = belief.memory
+
+    def moments(mean: Array, matrix: Array, logs: Array) -> tuple[Array, Array, Array]:
+        varied = update(model, _varied(belief, mean, matrix, logs), t, u, y, *options)
+        return varied.belief.mean, varied.belief.spread.matrix, varied.log_likelihood
+
+    *slopes, scores = memory.slopes(moments, belief.mean, belief.spread.matrix)
+    learned = memory.with_slopes(*slopes).learned(scores)
+    after = Gaussian(new.belief.mean, spread=new.belief.spread, memory=learned)
+    return new._replace(belief=after)
+
+
+def _varied(belief: Gaussian, mean: Array, matrix: Array, logs: Array) -> Gaussian:
+    memory = eqx.tree_at(lambda m: m.logs, belief.memory, logs)
+    return Gaussian(mean, spread=PSD(belief.spread.factor, matrix), memory=memory)
 
 
 def update(
@@ -68,7 +130,10 @@ def update(
     prior, dtype = belief, belief.mean.dtype
 
     def linearized(at: Gaussian) -> LinearizedObservation:
-        return cast(model.observation.linearize(rule, at, t, u, y), dtype)
+        lin = cast(model.observation.linearize(rule, at, t, u, y), dtype)
+        if prior.memory is None:
+            return lin
+        return lin._replace(noise=prior.memory.of_sensors(lin.noise))
 
     def conditioned(
         lin: LinearizedObservation, at: Float[Array, " dx"]
@@ -88,6 +153,7 @@ def update(
         lin = linearized(Gaussian(at, spread=found.cov))
         found, weights = conditioned(lin, at)
 
+    innovation = first.z - first.value
     noise = first.noise * jnp.eye(len(y), dtype=dtype) if first.noise.ndim == 1 else first.noise
     innovation_cov = prior.spread.seen_through(first.slope) + noise
     log_likelihood, singular = found.log_likelihood, found.singular
@@ -98,8 +164,8 @@ def update(
     status = jnp.where(singular, Status.SINGULAR_INNOVATION, Status.OK)
     status = jnp.where(lin.status != Status.OK, lin.status, status).astype(jnp.int32)
     return Update(
-        Gaussian(prior.mean + found.shift, spread=found.cov),
-        jnp.where(first.observed, first.z - first.value, jnp.nan),
+        Gaussian(prior.mean + found.shift, spread=found.cov, memory=prior.memory),
+        jnp.where(first.observed, innovation, jnp.nan),
         innovation_cov,
         standardized,
         log_likelihood + lin.log_jacobian,

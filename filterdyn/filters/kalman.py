@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval
 from filterdyn.filters import gaussian
+from filterdyn.filters.adaptive import AdaptiveNoise, check_adaptive
 from filterdyn.filters.base import AbstractFilter, Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.linearization import Taylor
@@ -25,8 +26,15 @@ class KalmanFilter(AbstractFilter):
 
     square_root: bool = eqx.field(static=True)
     outliers: AbstractOutlierRule | None
+    adaptive: AdaptiveNoise | None
 
-    def __init__(self, *, square_root: bool = True, outliers: AbstractOutlierRule | None = None):
+    def __init__(
+        self,
+        *,
+        square_root: bool = True,
+        outliers: AbstractOutlierRule | None = None,
+        adaptive: AdaptiveNoise | None = None,
+    ):
         """**Arguments:**
 
         - `square_root`: carry a factor of the covariance (the default: right on ill-conditioned
@@ -34,10 +42,12 @@ class KalmanFilter(AbstractFilter):
           faster, for well-conditioned problems in float64;
         - `outliers`: what becomes of measurements that do not fit: `Gate`, `StudentTNoise` or
           `HuberNoise` (the filter is then no longer the exact one of Gaussian noise); `None` takes
-          every measurement at its word.
+          every measurement at its word;
+        - `adaptive`: `AdaptiveNoise` learns factors on the noise covariances while filtering.
         """
         self.square_root = square_root
         self.outliers = check_outliers("KalmanFilter", outliers)
+        self.adaptive = check_adaptive("KalmanFilter", adaptive)
 
     def check(self, model: StateSpaceModel) -> None:
         instead = "use fd.ExtendedKalmanFilter()"
@@ -58,15 +68,17 @@ class KalmanFilter(AbstractFilter):
             )
 
     def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
-        return gaussian.start(model, dtype, self.square_root)
+        return gaussian.start(model, dtype, self.square_root, self.adaptive)
 
     def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
-        return gaussian.predict(model, belief, interval, Taylor())
+        predict = gaussian.predict if self.adaptive is None else gaussian.predict_adaptively
+        return predict(model, belief, interval, Taylor())
 
     def update(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
     ) -> Update:
-        return gaussian.update(model, belief, t, u, y, Taylor(), 1, self.outliers)
+        update = gaussian.update if self.adaptive is None else gaussian.update_adaptively
+        return update(model, belief, t, u, y, Taylor(), 1, self.outliers)
 
     def predict_observation(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any

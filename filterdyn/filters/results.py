@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from filterdyn.beliefs import Gaussian
+from filterdyn.filters.adaptive import NoiseFactors
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.status import failed_at
 
@@ -53,6 +54,12 @@ class FilterResult(eqx.Module):
     @property
     def cov(self) -> Float[Array, "T dx dx"]:
         return self.filtered.cov
+
+    @property
+    def noise_factors(self) -> NoiseFactors | None:
+        """Of a filter with `AdaptiveNoise`: the factors on the process noise `process` (T,) and on each
+        sensor's variance `sensors` (T, dy) after every row."""
+        return self.filtered.memory
 
     @property
     def status(self) -> Int[Array, ""]:
