@@ -12,8 +12,10 @@ from filterdyn.dynamics import Interval
 from filterdyn.filters import gaussian
 from filterdyn.filters.base import AbstractFilter, Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
+from filterdyn.filters.sigma_points import check_sigma_points
 from filterdyn.linearization import Cubature
 from filterdyn.model import StateSpaceModel
+from filterdyn.outliers import AbstractOutlierRule, check_outliers
 
 
 class CubatureKalmanFilter(AbstractFilter):
@@ -27,23 +29,32 @@ class CubatureKalmanFilter(AbstractFilter):
 
     rule: Cubature
     iterations: int = eqx.field(static=True)
+    outliers: AbstractOutlierRule | None
 
-    def __init__(self, degree: Literal[3, 5] = 3, *, iterations: int = 1):
+    def __init__(
+        self,
+        degree: Literal[3, 5] = 3,
+        *,
+        iterations: int = 1,
+        outliers: AbstractOutlierRule | None = None,
+    ):
         """**Arguments:**
 
         - `degree`: polynomials of the state up to this degree have exact means. 3 takes 2 dx points;
           5 takes 2 dx^2 + 1 up to 4 states (Jia, Xin, Cheng 2013), 2^dx + 2 dx + 1 above;
         - `iterations`: how often the observation is linearised; more than 1 is posterior linearisation
           (Garcia-Fernandez et al. 2015), which places the points under the belief *after* the
-          measurement. The measurement counts once.
+          measurement. The measurement counts once;
+        - `outliers`: as for `KalmanFilter`.
 
         **Raises:** `ValueError` for anything else.
         """
         self.rule = Cubature(degree)
         self.iterations = check_count("CubatureKalmanFilter", "iterations", iterations)
+        self.outliers = check_outliers("CubatureKalmanFilter", outliers)
 
     def check(self, model: StateSpaceModel) -> None:
-        self.rule.check("CubatureKalmanFilter", model.dx)
+        check_sigma_points("CubatureKalmanFilter", model, self.rule)
 
     def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
         return model.start(dtype)
@@ -54,7 +65,7 @@ class CubatureKalmanFilter(AbstractFilter):
     def update(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
     ) -> Update:
-        return gaussian.update(model, belief, t, u, y, self.rule, self.iterations)
+        return gaussian.update(model, belief, t, u, y, self.rule, self.iterations, self.outliers)
 
     def predict_observation(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any

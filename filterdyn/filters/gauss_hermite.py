@@ -12,8 +12,10 @@ from filterdyn.dynamics import Interval
 from filterdyn.filters import gaussian
 from filterdyn.filters.base import AbstractFilter, Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
+from filterdyn.filters.sigma_points import check_sigma_points
 from filterdyn.linearization import GaussHermite
 from filterdyn.model import StateSpaceModel
+from filterdyn.outliers import AbstractOutlierRule, check_outliers
 
 
 class GaussHermiteKalmanFilter(AbstractFilter):
@@ -27,23 +29,28 @@ class GaussHermiteKalmanFilter(AbstractFilter):
 
     rule: GaussHermite
     iterations: int = eqx.field(static=True)
+    outliers: AbstractOutlierRule | None
 
-    def __init__(self, order: int = 3, *, iterations: int = 1):
+    def __init__(
+        self, order: int = 3, *, iterations: int = 1, outliers: AbstractOutlierRule | None = None
+    ):
         """**Arguments:**
 
         - `order` >= 2: nodes per state. Polynomials of degree up to 2 order - 1 in each state have
           exact means;
         - `iterations`: how often the observation is linearised; more than 1 is posterior linearisation
           (Garcia-Fernandez et al. 2015), which places the points under the belief *after* the
-          measurement. The measurement counts once.
+          measurement. The measurement counts once;
+        - `outliers`: as for `KalmanFilter`.
 
         **Raises:** `ValueError` for anything else.
         """
         self.rule = GaussHermite(order)
         self.iterations = check_count("GaussHermiteKalmanFilter", "iterations", iterations)
+        self.outliers = check_outliers("GaussHermiteKalmanFilter", outliers)
 
     def check(self, model: StateSpaceModel) -> None:
-        self.rule.check("GaussHermiteKalmanFilter", model.dx)
+        check_sigma_points("GaussHermiteKalmanFilter", model, self.rule)
 
     def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
         return model.start(dtype)
@@ -54,7 +61,7 @@ class GaussHermiteKalmanFilter(AbstractFilter):
     def update(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
     ) -> Update:
-        return gaussian.update(model, belief, t, u, y, self.rule, self.iterations)
+        return gaussian.update(model, belief, t, u, y, self.rule, self.iterations, self.outliers)
 
     def predict_observation(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any

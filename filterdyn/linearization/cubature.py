@@ -39,7 +39,7 @@ def fifth_degree(n: int) -> SigmaPoints:
     if n > 4:
         signs = itertools.product((1.0, -1.0), repeat=n - 1)
         others = np.array([(1.0, *rest) for rest in signs]) / math.sqrt(n)
-        on_axes, on_others = 2.0 / (n + 2) ** 2, 4.0 * n**2 / (2**n * (n + 2) ** 2)
+        on_axes, on_others = 2.0 / (n + 2) ** 2, 2.0 * n**2 / (2**n * (n + 2) ** 2)
     else:
         pairs = itertools.combinations(range(n), 2)
         both = [(axes[i] + sign * axes[j]) for i, j in pairs for sign in (1, -1)]

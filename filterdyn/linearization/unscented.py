@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -39,7 +40,8 @@ class Unscented(AbstractSigmaPointRule):
         - `beta`: adds to the weight of the centre in covariances;
         - `kappa` > -dx; `None` is max(3 - dx, 0).
 
-        **Raises:** `ValueError` for numbers that are not finite and `alpha` <= 0.
+        **Raises:** `ValueError` for numbers that are not finite and `alpha` <= 0, and when it is used with
+        points so close that the precision does not resolve them.
         """
         numbers = dict(alpha=alpha, beta=beta, kappa=kappa)
         for name, value in numbers.items():
@@ -66,7 +68,20 @@ class Unscented(AbstractSigmaPointRule):
     def __call__(
         self, function: Callable[[Array], Any], belief: Gaussian, has_aux: bool = False
     ) -> Linearized:
-        return regress_on(self.points(len(belief.mean)), function, belief, has_aux)
+        points = self.points(len(belief.mean))
+        self._check_distance(points.directions[0, 0], belief.mean.dtype)
+        return regress_on(points, function, belief, has_aux)
+
+    def _check_distance(self, distance: float, dtype: Any) -> None:
+        """**Raises:** `ValueError` where rounding would be more than a thousandth of a function's value in
+        the mean, which adds second differences over `distance`."""
+        least = math.sqrt(1e3 * float(jnp.finfo(dtype).eps))
+        if distance < least:
+            raise ValueError(
+                f"UnscentedKalmanFilter: `alpha` is {self.alpha}, which puts the points {distance:.2g} "
+                f"standard deviations from the mean, too close in {jnp.dtype(dtype).name}; expected at "
+                f"least {least:.2g} (alpha = 1 is the default)"
+            )
 
     def average(self, function: Callable[[Array], Any], belief: Gaussian) -> Any:
         n = len(belief.mean)
