@@ -315,8 +315,8 @@ def test_parameters_of_each_series_have_their_own_gradient_in_a_plate():
         likelihood = fd.ObservedSeries(make(rate, level), times, filter=extended).log_prob(one)
         return dist.LogNormal(0.0, 1.0).log_prob(rate) + likelihood
 
-    values, gradients = jax.vmap(jax.value_and_grad(alone))(rates, levels, several)
-    value, gradient = jax.value_and_grad(total)(rates)
+    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(alone)))(rates, levels, several)
+    value, gradient = jax.jit(jax.value_and_grad(total))(rates)
     close(value, values.sum())
     close(gradient, gradients)
 

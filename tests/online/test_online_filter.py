@@ -442,8 +442,10 @@ def test_inside_a_trace_a_clock_that_runs_backwards_is_a_status():
 def test_steps_map_over_states_and_measurements():
     online, state = fresh()
     several = jnp.asarray([[0.1, 0.2], [NAN, 1.0], [2.0, -1.0]])
-    states, results = jax.vmap(lambda y: online.step(state, 1.2, y))(several)
-    again = jax.vmap(lambda s, t, y: online.step(s, t, y))(states, np.full(3, 2.0), several)
+    states, results = jax.jit(jax.vmap(lambda y: online.step(state, 1.2, y)))(several)
+    again = jax.jit(jax.vmap(lambda s, t, y: online.step(s, t, y)))(
+        states, np.full(3, 2.0), several
+    )
     for k in range(3):
         one, result = online.step(state, 1.2, several[k])
         close(results.mean[k], result.mean)
