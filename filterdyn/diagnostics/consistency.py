@@ -134,8 +134,8 @@ def consistency_report(
     the search goes on until nothing gains. Beside the faults stand the tests of the innovations.
 
     All tests share `false_alarm_rate` (Bonferroni): a run of the right model is reported with at most
-    that probability. That holds for a linear Gaussian model; for others it is as good as the filter's
-    likelihood is.
+    that probability. That holds for a linear Gaussian model and a filter without `outliers` and
+    `adaptive`; for others it is as good as the filter's likelihood is.
 
     What cannot be told apart from the data is named together (`Fault.alternatives`): the gain of a single
     sensor without inputs and Q, say. Nothing is said of what no data could show, such as a delay of
@@ -320,7 +320,7 @@ class _Finder:
     def _check_likelihood(self, value: float) -> None:
         expected = float(self.result.log_likelihood)
         eps = float(jnp.finfo(self.result.log_likelihoods.dtype).eps)
-        close = eps**0.5 * (1 + float(np.abs(self.result.log_likelihoods).sum()))
+        close = 100 * eps**0.5 * (1 + float(np.abs(self.result.log_likelihoods).sum()))
         if not self.result.moments_matched and abs(value - expected) > close:
             raise ValueError(
                 f"consistency_report: `result` has log-likelihood {expected:.6g} but this model and "

@@ -19,7 +19,7 @@ from filterdyn.filters import FilterResult
 class MeanBias:
     """The mean of the innovations.
 
-    - `means` (dy,): weighted by their precision, in units of the measurement;
+    - `means` (dy,): weighted by one over their standard deviations, in units of the measurement;
     - `z_scores`, `p_values` (dy,): of each sensor, exactly standard normal if the model is right;
     - `p_value`: of all sensors together (chi-square with one degree of freedom each).
     """
@@ -55,9 +55,9 @@ def mean_bias(result: FilterResult) -> MeanBias:
     count = (~np.isnan(z)).sum(0)
     scores = np.nansum(z, axis=0) / np.sqrt(np.maximum(count, 1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        weight = np.where(np.isnan(z), 0.0, (z / innovations) ** 2)
-    weight = np.where(np.isnan(weight), 0.0, weight)
-    means = np.nansum(weight * np.nan_to_num(innovations), 0) / np.maximum(weight.sum(0), 1e-300)
+        weight = z / innovations
+    weight = np.where(np.isfinite(weight), weight, 0.0)
+    means = np.nansum(z, axis=0) / np.maximum(weight.sum(0), 1e-300)
     independent = standardized(result)
     each = np.nansum(independent, 0) / np.sqrt(np.maximum((~np.isnan(independent)).sum(0), 1))
     together = chi_square.survival((each**2).sum(), int((count > 0).sum()))
