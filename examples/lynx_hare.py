@@ -220,7 +220,7 @@ def follow(model, series):
 def main(quick, output):
     output.mkdir(exist_ok=True)
     series = fd.datasets.lynx_hare()
-    chains, warmup, draws = (2, 200, 100) if quick else (4, 500, 500)
+    chains, warmup, draws = (2, 200, 100) if quick else (4, 500, 1000)
 
     print("What is assumed before the data are seen (each within a factor of 2.3, 90 %):")
     for name, (unit, median, meaning) in PARAMETERS.items():
