@@ -165,7 +165,9 @@ def public_names() -> list[str]:
 
 
 def test_every_public_name_is_in_the_reference():
-    described = set(re.findall(r"^::: filterdyn\.(\S+)$", REFERENCE, re.MULTILINE))
+    described = re.findall(r"^::: filterdyn\.(\S+)$", REFERENCE, re.MULTILINE)
+    # (Where a module bears the name of its function, MkDocs has to be told the function's full path.)
+    described = {re.sub(r"\b(\w+)\.\1$", r"\1", name) for name in described}
     assert described == set(public_names())
 
 
