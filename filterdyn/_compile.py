@@ -30,8 +30,10 @@ def _named(x: Any) -> Any:
 
 
 def _signature(verb: str, args: Any) -> Any:
-    parts: list[Any] = [verb]
-    for leaf in jax.tree.leaves(args, is_leaf=lambda x: isinstance(x, Held)):
+    """What a compilation is for, but for the identity of user code: shapes, types, static settings."""
+    leaves, structure = jax.tree.flatten(args, is_leaf=lambda x: isinstance(x, Held))
+    parts: list[Any] = [verb, structure]
+    for leaf in leaves:
         if isinstance(leaf, Held):
             parts.extend(_named(s) for s in leaf.static)
             parts.extend((a.shape, str(a.dtype)) for a in leaf.arrays if a is not None)

@@ -570,6 +570,20 @@ def test_a_fresh_lambda_at_every_call_is_warned_of_once_where_the_verb_is_called
     assert warning.filename == __file__
 
 
+def test_filters_with_other_settings_are_no_reason_to_warn():
+    """They are compiled anew, and rightly: nothing about the model is a new object."""
+    data = fd.Series([0, 1], [1.0, 2.0])
+    one = fd.StateSpaceModel(
+        dist.Normal(jnp.zeros(1), 1.0).to_event(1),
+        fd.LinearTransition(np.eye(1), np.eye(1)),
+        fd.GaussianObservation(lambda t, x, u: 2.0 * x, 0.1),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for iterations in range(1, 7):
+            fd.log_likelihood(one, data, fd.ExtendedKalmanFilter(iterations=iterations))
+
+
 def test_every_dynamics_class_is_a_valid_argument_of_jit():
     """Functions, solvers and controllers inside a model are static."""
     dynamics = [
