@@ -1,6 +1,6 @@
 """Exact discretisation of a linear stochastic differential equation over one gap."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +48,16 @@ def discretize(
     doublings = jnp.clip(jnp.ceil(jnp.log2(jnp.maximum(2 * size, 1.0))), 0, _DOUBLINGS)
     h = gap * jnp.exp2(-doublings)
     ah = a * h
-    term = jnp.eye(n, dtype=dtype)
-    unit = term
-    for k in range(_TERMS):
-        term = mm(ah, term) / (k + 2)
-        unit = unit + term
-    noise = _base_noise(ah, diffusion, h)
+
+    def next_term(carry: tuple[Array, Array], k: Array) -> tuple[Any, Any]:
+        term, columns = carry
+        carry = mm(ah, term) / (k + 2), mm(ah, columns) / (k + 1)
+        return carry, carry
+
+    eye = jnp.eye(n, dtype=dtype)
+    _, (terms, columns) = jax.lax.scan(next_term, (eye, diffusion), jnp.arange(_TERMS, dtype=dtype))
+    unit = eye + terms.sum(0)
+    noise = _base_noise(jnp.concatenate([diffusion[None], columns]), h)
 
     def double(state: tuple[Array, Array, PSD]) -> tuple[Array, Array, PSD]:
         change, held, noise = state
@@ -68,15 +72,12 @@ def discretize(
     return Discretized(jnp.eye(n, dtype=dtype) + change, held, noise)
 
 
-def _base_noise(ah: Float[Array, "dx dx"], diffusion: Float[Array, "dx dw"], h: Array) -> PSD:
-    """The integral of exp(A s) L L^T exp(A^T s) over s in [0, h], for |A h| <= 1/2."""
-    columns = [diffusion]
-    for k in range(_TERMS):
-        columns.append(mm(ah, columns[-1]) / (k + 1))
-    stacked = jnp.stack(columns)
-    powers = jnp.asarray(_NODES[:, None] ** np.arange(_TERMS + 1), ah.dtype)
-    at_nodes = (powers[:, :, None, None] * stacked[None]).sum(1)
-    weights = jnp.asarray(_WEIGHTS, ah.dtype)[:, None, None]
+def _base_noise(terms: Float[Array, "k dx dw"], h: Array) -> PSD:
+    """The integral of exp(A s) L L^T exp(A^T s) over s in [0, h], for |A h| <= 1/2, from the terms
+    (A h)^k L / k! of the series of exp(A h) L."""
+    powers = jnp.asarray(_NODES[:, None] ** np.arange(_TERMS + 1), terms.dtype)
+    at_nodes = (powers[:, :, None, None] * terms[None]).sum(1)
+    weights = jnp.asarray(_WEIGHTS, terms.dtype)[:, None, None]
     smooth = h * (weights * jax.vmap(mm)(at_nodes, jnp.swapaxes(at_nodes, 1, 2))).sum(0)
     roots = stop_gradient(jnp.sqrt(h) * jnp.sqrt(weights) * at_nodes)
     factor = triangularize(jnp.concatenate(list(roots), axis=1))
