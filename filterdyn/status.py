@@ -30,6 +30,8 @@ class Status(IntEnum):
     MARGINAL_NOT_AVAILABLE = 7
     #: A conditional mean or variance needed by a Gaussian filter is infinite.
     MOMENTS_NOT_FINITE = 8
+    #: A parallel scan is further from the filter's own step than its tolerance; `KalmanFilter` is not.
+    PARALLEL_INACCURATE = 9
 
 
 def failed_at(statuses: Int[Array, "*B T"]) -> Int[Array, "*B"]:

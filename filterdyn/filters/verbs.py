@@ -11,7 +11,7 @@ from filterdyn.dynamics import Plan, Transition
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.rows import Row, rows_of
-from filterdyn.filters.scan import run
+from filterdyn.filters.running import run
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
 from filterdyn.series import Series

@@ -16,7 +16,7 @@ from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.rows import Row, rows_of
-from filterdyn.filters.scan import run
+from filterdyn.filters.running import run
 from filterdyn.filters.verbs import check_is_filter, check_is_model, check_model
 from filterdyn.inference.support import SeriesSupport, series_support
 from filterdyn.model import StateSpaceModel

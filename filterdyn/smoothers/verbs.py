@@ -2,19 +2,23 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from filterdyn._checks import check_count, check_key
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
 from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.rows import Row
-from filterdyn.filters.scan import run
+from filterdyn.filters.running import run
 from filterdyn.filters.verbs import check_model, moments_are_matched, prepare
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import Series
+from filterdyn.smoothers.parallel import smooth_in_parallel
 from filterdyn.smoothers.rauch_tung_striebel import Pass, keep, sample_backward, smooth_backward
 from filterdyn.smoothers.results import SmootherResult
+from filterdyn.status import Status
 
 
 def _forward(
@@ -30,7 +34,14 @@ def _smooth(
 ) -> tuple[Any, ...]:
     log_likelihood, forward, statuses = _forward("smooth", model, rows, plan, filter)
     matched = moments_are_matched(model, rows)
-    return *smooth_backward(forward), log_likelihood, statuses, matched
+    if not isinstance(filter, ParallelKalmanFilter):
+        return *smooth_backward(forward), log_likelihood, statuses, matched
+    tolerance = filter.tolerance_in(rows.observation.dtype)
+    smoothed, lag_one, fine = smooth_in_parallel(forward, tolerance)
+    log_likelihood = jnp.where(fine, log_likelihood, -jnp.inf)
+    inaccurate = ~fine & (statuses[-1] == Status.OK)
+    statuses = jnp.where(inaccurate, Status.PARALLEL_INACCURATE, statuses).astype(statuses.dtype)
+    return smoothed, lag_one, log_likelihood, statuses, matched
 
 
 def _sample_paths(
