@@ -162,6 +162,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="short series and few rounds")
     parser.add_argument("--write", action="store_true", help="into RESULTS.md")
     asked = parser.parse_args()
+    if asked.quick and asked.write:
+        parser.error("a quick run shows that all runs, its figures are not worth writing down")
     numpyro.enable_x64()
     rows, goals, wrong = [], [], []
     parts = {

@@ -389,14 +389,16 @@ def wanted(name, case, found):
         for kind in ("value", "moments"):
             best, who = fastest(found, peers, kind, "alone")
             speed = faster(OURS, kind, best, "alone")
-            goals.append(Aim(f"{kind}, alone: {who} / filterdyn", speed, 10, True))
+            goals.append(Aim(f"{kind}, alone: {who or 'nobody'} / filterdyn", speed, 10, True))
         speed = faster(OURS, "gradient", "dynamax", "alone")
         goals.append(Aim("gradient, alone: dynamax / filterdyn", speed, 30, True))
     if name in ("linear-16", "linear-64"):
         for kind in ("value", "gradient"):
             best, who = fastest(found, others, kind, "here")
             form = min(cpu(found, label, kind) or np.inf for label in (OURS, COVARIANCE))
-            goals.append(Aim(f"{kind}, best form: filterdyn / {who}", ratio(form, best), 1.0))
+            goals.append(
+                Aim(f"{kind}, best form: filterdyn / {who or 'nobody'}", ratio(form, best), 1.0)
+            )
     if name in ("extended", "unscented"):
         for kind in ("value", "gradient"):
             speed = faster(OURS, kind, "dynamax", "alone")
@@ -472,6 +474,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--write", action="store_true", help="into RESULTS.md")
     asked = parser.parse_args()
+    if asked.quick and asked.write:
+        parser.error("a quick run shows that all runs, its figures are not worth writing down")
     numpyro.enable_x64()
     rounds, budget = (2, 1.0) if asked.quick else (15, 6.0)
     wrong = []

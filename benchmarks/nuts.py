@@ -172,6 +172,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="into RESULTS.md")
     parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.quick and asked.write:
+        parser.error("a quick run shows that all runs, its figures are not worth writing down")
     if asked.alone:
         name, *sizes = asked.alone
         print(json.dumps(sample(name, *(int(n) for n in sizes))))
