@@ -107,8 +107,8 @@ def _cross_check(
 
     def reported(mean: Array, matrix: Array) -> tuple[Change, Change, Array]:
         r = steps(Gaussian(mean, spread=PSD(held.spread.factor, matrix)))
-        changes = [Change(b.mean, b.spread.matrix) for b in (r.predicted, r.filtered)]
-        return *changes, r.log_likelihood
+        moments = lambda belief: Change(belief.mean, belief.spread.matrix)
+        return moments(r.predicted), moments(r.filtered), r.log_likelihood
 
     _, push = jax.linearize(reported, held.mean, held.spread.matrix)
     still = jnp.zeros_like(held.spread.matrix)
