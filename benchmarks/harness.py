@@ -36,12 +36,11 @@ def interleave(
 ) -> dict[str, Cost]:
     """Medians over rounds in each of which everyone runs once, so that all meet the same machine.
 
-    `timers` take the number of calls to average over. Who has used `budget` seconds (and made three
+    `timers` take the number of calls to average over, and have run before. Who has used `budget` seconds (and made three
     samples) sits out the rounds that are left.
     """
     repeats, samples = {}, {name: [] for name in timers}
     for name, timer in timers.items():
-        timer(1)
         repeats[name] = max(1, round(SAMPLE_SECONDS / max(timer(1).wall, 1e-6)))
     spent = dict.fromkeys(timers, 0.0)
     for _ in range(rounds):
