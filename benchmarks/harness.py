@@ -36,8 +36,8 @@ def interleave(
 ) -> dict[str, Cost]:
     """Medians over rounds in each of which everyone runs once, so that all meet the same machine.
 
-    `timers` take the number of calls to average over, and have run before. Who has used `budget` seconds (and made three
-    samples) sits out the rounds that are left.
+    `timers` take the number of calls to average over, and have run before. Who has used `budget`
+    seconds (and made three samples) sits out the rounds that are left.
     """
     repeats, samples = {}, {name: [] for name in timers}
     for name, timer in timers.items():
