@@ -212,7 +212,7 @@ def test_the_stationary_variance_of_an_autoregression_has_its_derivative():
 
 
 def test_unstable_dynamics_have_no_stationary_distribution():
-    with pytest.raises(ValueError, match="not stable .the spectral radius of F is 1,"):
+    with pytest.raises(ValueError, match=r"not stable .the spectral radius of F is 1,"):
         fd.stationary(fd.LinearTransition(np.eye(2), np.eye(2)))
     with pytest.raises(ValueError, match="not stable"):
         fd.stationary(fd.LinearSDE(np.array([[0.1]]), 1.0))

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 
 from filterdyn.outliers.base import LOG_TWO_PI, AbstractOutlierRule, ScalarUpdate, believed
 
-
 #: Terms of a continued fraction that has converged beyond 5 standard deviations.
 _FRACTION = 40
 

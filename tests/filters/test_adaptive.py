@@ -110,5 +110,5 @@ def test_a_rule_says_what_is_wrong_with_its_argument(options, message):
 
 
 def test_a_class_in_place_of_a_rule_is_refused():
-    with pytest.raises(TypeError, match="`adaptive` is AdaptiveNoise; expected fd.AdaptiveNoise"):
+    with pytest.raises(TypeError, match=r"`adaptive` is AdaptiveNoise; expected fd.AdaptiveNoise"):
         fd.KalmanFilter(adaptive=fd.AdaptiveNoise)
