@@ -10,21 +10,16 @@ from jaxtyping import Array, Float
 
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Plan
+from filterdyn.filters.cross_check import cross_check
 from filterdyn.filters.elements import Element, element, known, scan_elements
-from filterdyn.filters.fixed_point import (
-    Change,
-    Response,
-    accumulate,
-    is_far,
-    with_derivative_of_fixed_point,
-)
+from filterdyn.filters.fixed_point import with_derivative_of_fixed_point
 from filterdyn.filters.gate import gated
 from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.rows import Row
-from filterdyn.filters.scan import Record, State, add, finite_term, first_failure, select, step
+from filterdyn.filters.scan import Record, State, add, finite_term, select, step
 from filterdyn.linalg import PSD, mm
 from filterdyn.model import StateSpaceModel
-from filterdyn.status import Status, failed_at
+from filterdyn.status import Status
 
 
 def run_parallel(
@@ -60,22 +55,15 @@ def run_parallel(
         elements = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), elements, tail)
     beliefs = _beliefs(scan_elements(elements), origin)
 
-    # Values first: nothing here carries a derivative.
-    held = stop_gradient(before(beliefs))
-    records = jax.tree.map(stop_gradient, steps(held, rows))
-    response, far = _cross_check(
-        lambda belief: steps(belief, rows), held, beliefs, records, filter.tolerance_in(dtype)
+    checked = cross_check(
+        lambda held: steps(held, rows), before, beliefs, filter.tolerance_in(dtype)
     )
-    far = jnp.where(far, Status.PARALLEL_INACCURATE, Status.OK)
-    statuses = jax.vmap(first_failure)(records.status, far)
-    row_failed = failed_at(statuses)
-    after = (row_failed >= 0) & (jnp.arange(count) >= row_failed)
-    statuses = jnp.where(after, statuses[row_failed], Status.OK).astype(jnp.int32)
+    statuses = checked.statuses
     good = statuses == Status.OK
-
-    safe = jax.vmap(lambda ok, belief: select(ok, belief, stop_gradient(start)))(good, beliefs)
+    rest = stop_gradient(start)
+    safe = jax.vmap(lambda ok, belief: select(ok, belief, rest))(good, checked.beliefs)
     beliefs = with_derivative_of_fixed_point(
-        safe, lambda beliefs: steps(before(beliefs), rows).filtered, response, good
+        safe, lambda beliefs: steps(before(beliefs), rows).filtered, checked.response, good
     )
     records = steps(before(beliefs), rows)
     records = jax.vmap(_with_status)(records, statuses)
@@ -87,52 +75,6 @@ def run_parallel(
 
 def _beliefs(whole: Element, origin: Array) -> Gaussian:
     return Gaussian(origin + whole.b, spread=PSD(whole.u, jax.vmap(lambda u: mm(u, u.T))(whole.u)))
-
-
-def _cross_check(
-    steps: Callable[[Gaussian], Record],
-    held: Gaussian,
-    beliefs: Gaussian,
-    records: Record,
-    tolerance: float,
-) -> tuple[Response, Array]:
-    """How a step answers to the belief before, and which rows of `records` are too far from those of
-    the sequential filter.
-
-    A step from the scan's belief should lead to the scan's next one. Where it does not, the difference
-    is carried on through all later steps (two errors below the tolerance may add up to one above):
-    that is the error of the scan. What it does to the prediction, the update and the log-likelihood of
-    the next row is the error of what is reported there; all to first order.
-    """
-
-    def reported(mean: Array, matrix: Array) -> tuple[Change, Change, Array]:
-        r = steps(Gaussian(mean, spread=PSD(held.spread.factor, matrix)))
-        moments = lambda belief: Change(belief.mean, belief.spread.matrix)
-        return moments(r.predicted), moments(r.filtered), r.log_likelihood
-
-    _, push = jax.linearize(reported, held.mean, held.spread.matrix)
-    still = jnp.zeros_like(held.spread.matrix)
-    dx, dtype = held.mean.shape[1], held.mean.dtype
-    _, change, tilt = jax.vmap(lambda d: push(jnp.broadcast_to(d, held.mean.shape), still))(
-        jnp.eye(dx, dtype=dtype)
-    )
-    # The score of the mean is Phi^T H^T S^-1 (innovation), which is w.
-    response = Response(jnp.moveaxis(change.mean, 0, -1), jnp.moveaxis(tilt, 0, -1))
-    response = jax.tree.map(stop_gradient, response)
-
-    filtered, predicted = records.filtered, records.predicted
-    defect = Change(filtered.mean - beliefs.mean, filtered.spread.matrix - beliefs.spread.matrix)
-    error = accumulate(response, defect)
-    shifted = jax.tree.map(lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]]), error)
-    of_predicted, of_filtered, of_term = push(shifted.mean, shifted.matrix)
-    root = predicted.spread.root
-    size = jnp.sqrt((root * root).sum(-1))
-    far = is_far(defect, filtered, size, tolerance)
-    far = far | is_far(of_filtered, filtered, size, tolerance)
-    far = far | is_far(of_predicted, predicted, size, tolerance)
-    term = jnp.abs(records.log_likelihood)
-    far = far | ~(jnp.abs(of_term) <= tolerance * jnp.maximum(1.0, term))
-    return response, stop_gradient(far)
 
 
 def _with_status(record: Record, status: Array) -> Record:

@@ -37,7 +37,7 @@ def regress(p: PSD, phi: Float[Array, "dx dx"], noise: PSD) -> Regression:
     s, fixed_phi = p.root, stop_gradient(phi)
     top = jnp.concatenate([mm(fixed_phi, s), noise.root], axis=1)
     bottom = jnp.concatenate([s, jnp.zeros_like(s)], axis=1)
-    joint = triangularize(jnp.concatenate([top, bottom], axis=0), rank_revealing=True)
+    joint = triangularize(jnp.concatenate([top, bottom], axis=0), rank_revealing=n)
     a, b, c = joint[:n, :n], joint[n:, :n], joint[n:, n:]
     inverse = generalised_inverse(a)
     gain = mm(b, inverse)

@@ -18,7 +18,7 @@ def sampling_factor(p: PSD) -> Float[Array, "n n"]:
     So the derivative of a draw m + L eps is the limit of its differences under the same key. At a
     singular P it is that within the range of P.
     """
-    factor = triangularize(jax.lax.stop_gradient(p.root), rank_revealing=True)
+    factor = triangularize(jax.lax.stop_gradient(p.root), rank_revealing=len(p.matrix))
     if p.diffuse is not None:  # there is nothing to draw from
         factor = jnp.where((p.diffuse.factor != 0).any(), jnp.nan, factor)
     inverse = jax.lax.stop_gradient(generalised_inverse(factor))

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from filterdyn.linalg.products import FUSED
 
 
-def triangularize(a: Float[Array, "n k"], rank_revealing: bool = False) -> Float[Array, "n n"]:
+def triangularize(a: Float[Array, "n k"], rank_revealing: int = 0) -> Float[Array, "n n"]:
     """Lower triangular L with L L^T = A A^T, for any rank of A (zero rows included).
 
     Small matrices: modified Gram-Schmidt on the rows, whose triangular factor is as backward stable as
@@ -16,9 +16,9 @@ def triangularize(a: Float[Array, "n k"], rank_revealing: bool = False) -> Float
     1e154). Value only: L has no derivative where A is rank deficient, so a caller pairs it with a
     differentiable covariance.
 
-    With `rank_revealing` a row that is a combination of those above it, to rounding, has an exactly zero
-    column in L. Otherwise what rounding left of it is taken for a direction, which later rows then have a
-    part in: harmless in L L^T, but not where columns of L are told apart.
+    Of the first `rank_revealing` rows one that is a combination of those above it, to rounding, has an
+    exactly zero column in L. Otherwise what rounding left of it is taken for a direction, which later
+    rows then have a part in: harmless in L L^T, but not where columns of L are told apart.
     """
     if a.dtype == jnp.float64:
         return _triangularize(a, rank_revealing)
@@ -27,11 +27,12 @@ def triangularize(a: Float[Array, "n k"], rank_revealing: bool = False) -> Float
     return _triangularize(a * (1.0 / scale), rank_revealing) * scale
 
 
-def _triangularize(rows: Float[Array, "n k"], rank_revealing: bool) -> Float[Array, "n n"]:
+def _triangularize(rows: Float[Array, "n k"], rank_revealing: int) -> Float[Array, "n n"]:
     n = rows.shape[0]
     floors = jnp.zeros(n, rows.dtype)
     if rank_revealing:
         floors = 20 * n * jnp.finfo(rows.dtype).eps * jnp.sqrt((rows * rows).sum(1))
+        floors = jnp.where(jnp.arange(n) < rank_revealing, floors, 0.0)
     if n > FUSED:
         return _by_loop(rows, floors) if rank_revealing else _by_qr(rows)
     columns = []
