@@ -597,3 +597,16 @@ def test_every_dynamics_class_is_a_valid_argument_of_jit():
         whole = model(dynamics=one)
         assert jax.jit(lambda m: m.initial.mean)(whole).shape == (2,)
         assert all(eqx.is_array(leaf) for leaf in jax.tree.leaves(whole))
+
+
+def test_a_start_at_the_first_row_needs_no_earlier_input():
+    model = fd.StateSpaceModel(
+        dist.Normal(jnp.zeros(1), 1.0).to_event(1),
+        fd.SDE(lambda t, x, u: -(x**3) + u, 0.3, substeps=2),
+        fd.LinearObservation([[1.0]], 0.1),
+    )
+    series, filter = fd.Series([0.0, 1.0], [0.1, 0.2], [1.0, 2.0]), fd.ExtendedKalmanFilter()
+    at_first = fd.log_likelihood(model, series, filter, t0=0.0)
+    np.testing.assert_array_equal(at_first, fd.log_likelihood(model, series, filter))
+    with pytest.raises(ValueError, match="`u0` is missing: `t0` lies before the first row"):
+        fd.log_likelihood(model, series, filter, t0=-1.0)

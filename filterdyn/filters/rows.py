@@ -52,7 +52,9 @@ def rows_of(
     if inputs is None and u0 is not None:
         raise ValueError(f"{owner}: `u0` is given but the series has no inputs")
     if inputs is not None:
-        before = _first_input(owner, model.dynamics, inputs, t0, u0, dtype)
+        # Without a `t0` there is no gap, whatever a traced one may look like.
+        gap = np.zeros(()) if t0 is None else gaps[..., 0]
+        before = _first_input(owner, model.dynamics, inputs, gap, u0, dtype)
         input_from = jnp.concatenate([before[..., None, :], inputs[..., :-1, :]], axis=-2)
     plan = model.dynamics.plan(gaps)
     row = Row(
@@ -90,9 +92,9 @@ def _start(owner: str, t0: Any, times: Any, gaps: Any) -> tuple[Any, Any]:
 
 
 def _first_input(
-    owner: str, dynamics: AbstractDynamics, inputs: Array, t0: Any, u0: Any, dtype: jnp.dtype
+    owner: str, dynamics: AbstractDynamics, inputs: Array, gap: Any, u0: Any, dtype: jnp.dtype
 ) -> Array:
-    """The input between `t0` and the first row."""
+    """The input over the `gap` between `t0` and the first row."""
     if u0 is not None:
         u0 = jnp.atleast_1d(float_array(owner, "u0", u0))
         check_finite(owner, "u0", u0)
@@ -102,7 +104,8 @@ def _first_input(
                 "one row"
             )
         return jnp.broadcast_to(u0.astype(dtype), inputs[..., 0, :].shape)
-    if t0 is not None and not dynamics.is_linear:
+    early = is_traced(gap) or np.any(gap > 0)
+    if early and not dynamics.is_linear:
         raise ValueError(
             f"{owner}: `u0` is missing: `t0` lies before the first row, and {type(dynamics).__name__} "
             "needs the input that held from there to the first row"
