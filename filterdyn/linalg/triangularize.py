@@ -18,7 +18,9 @@ def triangularize(a: Float[Array, "n k"], rank_revealing: int = 0) -> Float[Arra
 
     Of the first `rank_revealing` rows one that is a combination of those above it, to rounding, has an
     exactly zero column in L. Otherwise what rounding left of it is taken for a direction, which later
-    rows then have a part in: harmless in L L^T, but not where columns of L are told apart.
+    rows then have a part in: harmless in L L^T, but not where columns of L are told apart. (Of the
+    other rows only what is left at the level of single roundings is dropped: a compiler that computes
+    it in two places gets two different numbers, of which one then divides the other.)
     """
     if a.dtype == jnp.float64:
         return _triangularize(a, rank_revealing)
@@ -31,8 +33,8 @@ def _triangularize(rows: Float[Array, "n k"], rank_revealing: int) -> Float[Arra
     n = rows.shape[0]
     floors = jnp.zeros(n, rows.dtype)
     if rank_revealing:
-        floors = 20 * n * jnp.finfo(rows.dtype).eps * jnp.sqrt((rows * rows).sum(1))
-        floors = jnp.where(jnp.arange(n) < rank_revealing, floors, 0.0)
+        roundings = jnp.where(jnp.arange(n) < rank_revealing, 20.0 * n, 4.0).astype(rows.dtype)
+        floors = roundings * jnp.finfo(rows.dtype).eps * jnp.sqrt((rows * rows).sum(1))
     if n > FUSED:
         return _by_loop(rows, floors) if rank_revealing else _by_qr(rows)
     columns = []

@@ -89,6 +89,10 @@ def smooth_in_parallel(
     root = forward.filtered.spread.root[:-1]
     size = jnp.sqrt((root * root).sum(-1))
     far = is_far(defect, stepped, size, tolerance) | is_far(carried, stepped, size, tolerance)
+    # What the regressions explain and what they leave is the filtered covariance.
+    explained = jax.vmap(congruence)(gains, regressions.next, regressions.rest)
+    regressed = stop_gradient(explained.matrix - steps.filtered.spread.matrix)
+    far = far | is_far(Change(jnp.zeros_like(shifts), regressed), steps.filtered, size, tolerance)
     fine = whole & ~stop_gradient(far).any()
 
     good = jnp.broadcast_to(fine, far.shape)
