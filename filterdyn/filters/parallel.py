@@ -23,13 +23,14 @@ class ParallelKalmanFilter(AbstractFilter):
     """The exact filter of a linear Gaussian model, computed for all rows at once.
 
     An associative scan (Särkkä, García-Fernández 2021) with square-root elements (Yaghoobi, Corenflos,
-    Hassan, Särkkä 2022) takes about 2 log2 T rounds where `KalmanFilter` takes T steps. It does several
-    times the work, so it pays on an accelerator and seldom on a CPU.
+    Hassan, Särkkä 2022) takes about log2 T rounds where `KalmanFilter` takes T steps. It does many
+    times the work, so it is for accelerators: on a CPU it is the slower one.
 
     On ill-conditioned problems such a scan can be finite and wrong. So one ordinary step is made in
     every row, from the scan's belief in the row before: results, the log-likelihood among them, are
-    those of these steps, and where they contradict the scan, the series fails from that row on with
-    `Status.PARALLEL_INACCURATE`. `KalmanFilter` is right there.
+    those of these steps. Where they contradict the scan its means are corrected once, and where that
+    is not enough the series fails from that row on with `Status.PARALLEL_INACCURATE`. `KalmanFilter`
+    is right there.
 
     `smooth` is parallel and checked in the same way; `sample_paths` draws row by row.
     """

@@ -195,6 +195,7 @@ ALWAYS = [
     ("precise sensor, vague prior", "float32"),
     ("near-collinear sensors", "float64"),
     ("repeated times", "float32"),
+    ("Delta start, Q of rank one", "float32"),
     ("one row", "float64"),
 ]
 
