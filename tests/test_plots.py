@@ -103,7 +103,20 @@ def innovations_only(z, names=None, status=0):
     zeros, statuses = jnp.zeros(rows), jnp.full(rows, status, jnp.int32)
     z = jnp.asarray(z)
     return fd.FilterResult(
-        times, belief, belief, z, z, z, zeros, zeros.sum(), statuses, None, KALMAN, False, names
+        times,
+        belief,
+        belief,
+        z,
+        z,
+        z,
+        None,
+        zeros,
+        zeros.sum(),
+        statuses,
+        None,
+        KALMAN,
+        False,
+        names,
     )
 
 
