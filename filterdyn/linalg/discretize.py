@@ -61,7 +61,7 @@ def discretize(
 
     def double(state: tuple[Array, Array, PSD]) -> tuple[Array, Array, PSD]:
         change, held, noise = state
-        noise = congruence(jnp.eye(n, dtype=dtype) + change, noise, noise)
+        noise = congruence(jnp.eye(n, dtype=dtype) + change, noise, noise, keep=False)
         return 2 * change + mm(change, change), 2 * held + mm(change, held), noise
 
     def maybe_double(i: int, state: tuple[Array, Array, PSD]) -> tuple[Array, Array, PSD]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from filterdyn.linalg.products import SMALL, mm
-from filterdyn.linalg.surrogate import accurately
+from filterdyn.linalg.surrogate import accurately, with_derivative_of
 from filterdyn.linalg.triangularize import triangularize
 
 
@@ -160,15 +160,17 @@ def factor_of(p: Float[Array, "n n"]) -> Float[Array, "n n"]:
     return jax.lax.scan(eliminate, p, index)[1].T
 
 
-def congruence(phi: Float[Array, "m n"], p: PSD, noise: PSD) -> PSD:
-    """phi P phi^T + noise, in the form that P has."""
+def congruence(phi: Float[Array, "m n"], p: PSD, noise: PSD, keep: bool = True) -> PSD:
+    """phi P phi^T + noise, in the form that P has. With `keep` a reverse pass may store the value;
+    inside a long loop that would be too much."""
     smooth = mm(mm(phi, p.matrix), phi.T) + noise.matrix
     diffuse = _moved_diffuse(phi, p.diffuse, noise.diffuse)
     if p.factor is None:
         return PSD(None, 0.5 * (smooth + smooth.T), diffuse)
     wide = jnp.concatenate([mm(jax.lax.stop_gradient(phi), p.factor), noise.root], axis=1)
     factor = triangularize(jax.lax.stop_gradient(wide))
-    return PSD(factor, accurately(mm(factor, factor.T), smooth), diffuse)
+    with_value = accurately if keep else with_derivative_of
+    return PSD(factor, with_value(mm(factor, factor.T), smooth), diffuse)
 
 
 def _moved_diffuse(
