@@ -57,3 +57,17 @@ def decorrelate(
 
     (_, rows), pivots = jax.lax.scan(eliminate, (rest, rows), index)
     return rows, pivots
+
+
+def independent(
+    h: Float[Array, "dy dx"],
+    residuals: Float[Array, "dy k"],
+    noise: Float[Array, " dy"] | Float[Array, "dy dy"],
+    observed: Bool[Array, " dy"],
+) -> tuple[Float[Array, "dy dx"], Float[Array, "dy k"], Float[Array, " dy"]]:
+    """The measurements, their residuals and variances, made independent where `noise` is a matrix."""
+    if noise.ndim == 1:
+        return h, residuals, noise
+    rows = jnp.concatenate([h, jnp.where(observed[:, None], residuals, 0.0)], axis=1)
+    rows, variances = decorrelate(noise, rows, observed)
+    return rows[:, : h.shape[1]], rows[:, h.shape[1] :], variances

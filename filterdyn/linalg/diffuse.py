@@ -13,7 +13,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float
 
 from filterdyn.linalg.conditioned import Conditioned
-from filterdyn.linalg.decorrelate import decorrelate
+from filterdyn.linalg.decorrelate import independent
 from filterdyn.linalg.products import mm, mv
 from filterdyn.linalg.psd import PSD, DiffusePart
 from filterdyn.linalg.sequential import project, sweep
@@ -54,10 +54,7 @@ def measure(
     observed: Bool[Array, " dy"],
 ) -> Measured:
     """Conditioning for several residuals at once, one scalar measurement after the other."""
-    if noise.ndim == 2:
-        rows = jnp.concatenate([h, jnp.where(observed[:, None], residuals, 0.0)], axis=1)
-        rows, noise = decorrelate(noise, rows, observed)
-        h, residuals = rows[:, : h.shape[1]], rows[:, h.shape[1] :]
+    h, residuals, noise = independent(h, residuals, noise, observed)
     n, k = h.shape[1], residuals.shape[1]
     sizes = stop_gradient(cov.standard_deviations())
 

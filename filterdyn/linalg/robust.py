@@ -9,7 +9,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float
 
 from filterdyn.linalg.conditioned import Conditioned
-from filterdyn.linalg.decorrelate import decorrelate
+from filterdyn.linalg.decorrelate import independent
 from filterdyn.linalg.products import mm, mv
 from filterdyn.linalg.psd import PSD
 from filterdyn.linalg.surrogate import accurately
@@ -37,10 +37,8 @@ def condition_robustly(
     (I - K h) P (I - K h)^T + K v K^T, v being the posterior variance of z (which noise with heavy tails
     may increase).
     """
-    if noise.ndim == 2:
-        rows = jnp.concatenate([h, jnp.where(observed, residual, 0.0)[:, None]], axis=1)
-        rows, noise = decorrelate(noise, rows, observed)
-        h, residual = rows[:, :-1], rows[:, -1]
+    h, residuals, noise = independent(h, residual[:, None], noise, observed)
+    residual = residuals[:, 0]
 
     if cov.diffuse is not None:
         raise ValueError(

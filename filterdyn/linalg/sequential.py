@@ -10,7 +10,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float
 
 from filterdyn.linalg.conditioned import Conditioned
-from filterdyn.linalg.decorrelate import UNROLL, decorrelate
+from filterdyn.linalg.decorrelate import UNROLL, independent
 from filterdyn.linalg.products import SMALL, mm, mv
 from filterdyn.linalg.psd import PSD
 from filterdyn.linalg.surrogate import ACCURATE, accurately
@@ -24,10 +24,8 @@ def condition_sequentially(
     observed: Bool[Array, " dy"],
 ) -> Conditioned:
     """`condition` without a LAPACK call, so that XLA fuses it into the loop around it."""
-    if noise.ndim == 2:
-        rows = jnp.concatenate([h, jnp.where(observed, residual, 0.0)[:, None]], axis=1)
-        rows, noise = decorrelate(noise, rows, observed)
-        h, residual = rows[:, :-1], rows[:, -1]
+    h, residuals, noise = independent(h, residual[:, None], noise, observed)
+    residual = residuals[:, 0]
     sizes = stop_gradient(cov.standard_deviations())
     dtype = cov.matrix.dtype
     eps = jnp.finfo(dtype).eps
