@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +143,6 @@ def test_a_shift_of_data_and_prior_by_a_thousand_changes_a_float32_likelihood_by
 
 
 PEAK = """
-    import resource
     import jax, numpyro
     numpyro.enable_x64()
     import jax.numpy as jnp, numpy as np, numpyro.distributions as dist
@@ -163,7 +163,8 @@ PEAK = """
 
     value, gradient = jax.jit(jax.value_and_grad(log_likelihood))(jnp.array([1.0, 0.5, 0.8]))
     assert np.isfinite(value) and np.isfinite(gradient).all()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # Not ru_maxrss: Linux hands the peak of the process that started this one down to it.
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
@@ -176,9 +177,10 @@ def run_python(code):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 def test_a_gradient_over_a_hundred_thousand_rows_takes_less_than_two_gigabytes():
-    """Four states, two sensors, irregular gaps: the peak of the whole process, in MiB."""
-    assert float(run_python(PEAK)) < 2048
+    """Four states, two sensors, irregular gaps: the peak of the whole process, in KiB."""
+    assert float(run_python(PEAK)) < 2048 * 1024
 
 
 def test_importing_filterdyn_loads_no_slow_package():
