@@ -177,7 +177,9 @@ def run_python(code):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc"
+)
 def test_a_gradient_over_a_hundred_thousand_rows_takes_less_than_two_gigabytes():
     """Four states, two sensors, irregular gaps: the peak of the whole process, in KiB."""
     assert float(run_python(PEAK)) < 2048 * 1024
