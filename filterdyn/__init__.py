@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from filterdyn._fusion import FusedLoops, fused_loops  # isort: skip
 
 from filterdyn import datasets, diagnostics
+from filterdyn.angles import wrap_angle
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import ODE, SDE, LinearSDE, LinearTransition, Transition
 from filterdyn.filters import (
@@ -60,6 +61,7 @@ __all__ = [
     "GaussianObservation",
     "LinearObservation",
     "conditional_moments",
+    "wrap_angle",
     # beliefs
     "Gaussian",
     # filters

@@ -28,8 +28,8 @@ class Linearized(NamedTuple):
 
     value: Float[Array, " dz"]
     slope: Float[Array, "dz dx"]
-    #: Columns C of the error's covariance C C^T, or `None` where the rule sees no error.
-    error: Float[Array, "dz k"] | None
+    #: The error's covariance, its factor with any number of columns; `None` where the rule sees none.
+    error: PSD | None
     #: What the function gave besides z, stacked over the points where it was evaluated.
     aux: Any = None
 
@@ -39,8 +39,8 @@ class Linearized(NamedTuple):
             n = len(self.value)
             noise = PSD.zeros(n, self.value.dtype) if noise is None else noise
             return Affine(self.value, self.slope, noise)
-        error = PSD(self.error, mm(self.error, self.error.T))
-        return Affine(self.value, self.slope, error if noise is None else beside(noise, error))
+        noise = self.error if noise is None else beside(noise, self.error)
+        return Affine(self.value, self.slope, noise)
 
 
 def beside(p: PSD, q: PSD) -> PSD:

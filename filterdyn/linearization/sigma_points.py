@@ -92,7 +92,8 @@ def regress_on(
     if odd.shape[1] > len(s):
         unexplained = mm(odd, jnp.asarray(rule.odd_part, dtype))
         error = jnp.concatenate([error, unexplained], axis=1)
-    return Linearized(value, slope_on(b, s, inverse), error, aux)
+    spread = PSD(error, mm(error, error.T))
+    return Linearized(value, slope_on(b, s, inverse), spread, aux)
 
 
 def project_on(

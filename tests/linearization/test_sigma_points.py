@@ -24,7 +24,7 @@ def belief(mean=MEAN, cov=COV):
 
 
 def error_cov(found):
-    return np.asarray(found.error @ found.error.T)
+    return np.asarray(found.error.matrix)
 
 
 def normal_moment(powers):
