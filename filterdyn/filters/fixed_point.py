@@ -88,3 +88,22 @@ def is_far(
     matrix = jnp.abs(change.matrix) > tolerance * unit[:, :, None] * unit[:, None, :]
     finite = jnp.isfinite(change.mean).all(-1) & jnp.isfinite(change.matrix).all((-2, -1))
     return mean.any(-1) | matrix.any((-2, -1)) | ~finite
+
+
+def distance(change: Change, belief: Gaussian, size: Float[Array, "T dx"]) -> Float[Array, " T"]:
+    """How large a change of beliefs (T,) is in their standard deviations, roundings apart; infinite if
+    it is not finite. `size` as in `is_far`."""
+    eps = 16 * jnp.finfo(size.dtype).eps
+    factor = belief.spread.root
+    sd = jnp.sqrt((factor * factor).sum(-1))
+    held = size + jnp.abs(belief.mean)
+    mean = jnp.maximum(jnp.abs(change.mean) - eps * held, 0.0) / (sd + eps * held + tiny(sd))
+    unit = sd + eps**0.75 * size + tiny(sd)
+    matrix = jnp.abs(change.matrix) / (unit[:, :, None] * unit[:, None, :])
+    found = jnp.maximum(mean.max(-1), matrix.max((-2, -1)))
+    return jnp.where(jnp.isfinite(found), found, jnp.inf)
+
+
+def tiny(x: Array) -> float:
+    """A number that divides zero to zero."""
+    return float(jnp.finfo(x.dtype).tiny) ** 0.5

@@ -16,15 +16,18 @@ class SmootherResult(eqx.Module):
     - `smoothed`: Gaussian beliefs with a leading axis T; `mean` (T, dx) and `cov` (T, dx, dx) are
       theirs;
     - `lag_one_covs` (T - 1, dx, dx): Cov(x_{k+1}, x_k) given the whole series;
-    - `log_likelihood`: that of the filter;
-    - `status`, `failed_at`: those of the filter. After a failure every belief is NaN, because each
-      depends on the failed row.
+    - `log_likelihood`: that of the filter, or of the affine model of the last of several `iterations`;
+    - `changes` (iterations - 1,): how far each further iteration moved the means, at most, in standard
+      deviations. They go to zero where the iterations converge;
+    - `status`, `failed_at`: those of the filter. After a failure, in whatever iteration, every belief is
+      NaN, because each depends on the failed row.
     """
 
     times: Float[Any, " T"]
     smoothed: Gaussian
     lag_one_covs: Float[Array, "T_minus_1 dx dx"]
     log_likelihood: Float[Array, ""]
+    changes: Float[Array, " iterations_minus_1"]
     statuses: Int[Array, " T"]
     moments_matched: bool = eqx.field(static=True)
     observation_names: tuple[str, ...] | None = eqx.field(static=True)

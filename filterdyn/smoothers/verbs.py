@@ -1,7 +1,9 @@
 """`smooth` and `sample_paths`: the states given the whole series."""
 
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -15,33 +17,45 @@ from filterdyn.filters.running import run
 from filterdyn.filters.verbs import check_model, moments_are_matched, prepare
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import Series
+from filterdyn.smoothers.iterated import Smoothed, smooth_again, with_start
 from filterdyn.smoothers.parallel import smooth_in_parallel
-from filterdyn.smoothers.rauch_tung_striebel import Pass, keep, sample_backward, smooth_backward
+from filterdyn.smoothers.rauch_tung_striebel import keep, sample_backward, smooth_backward
 from filterdyn.smoothers.results import SmootherResult
 from filterdyn.status import Status
 
 
-def _forward(
-    owner: str, model: StateSpaceModel, rows: Row, plan: Plan, filter: AbstractFilter
-) -> tuple[Float[Array, ""], Pass, Any]:
-    check_model(owner, model, rows)
+def _pass(
+    filter: AbstractFilter, model: StateSpaceModel, rows: Row, plan: Plan, from_start: bool
+) -> Smoothed:
+    """One pass forwards and back, over the rows and, if asked to, the instant `t0` before them."""
     _, log_likelihood, kept = run(filter, model, rows, plan, lambda r: (keep(r), r.status))
-    return log_likelihood, *kept
-
-
-def _smooth(
-    model: StateSpaceModel, rows: Row, plan: Plan, filter: AbstractFilter
-) -> tuple[Any, ...]:
-    log_likelihood, forward, statuses = _forward("smooth", model, rows, plan, filter)
-    matched = moments_are_matched(model, rows)
+    forward, statuses = kept
+    dtype = rows.observation.dtype
+    if from_start:
+        forward = with_start(forward, filter.init(model, dtype))
     if not isinstance(filter, ParallelKalmanFilter):
-        return *smooth_backward(forward), log_likelihood, statuses, matched
-    tolerance = filter.tolerance_in(rows.observation.dtype)
-    smoothed, lag_one, fine = smooth_in_parallel(forward, tolerance)
+        return Smoothed(*smooth_backward(forward), log_likelihood, statuses)
+    smoothed, lag_one, fine = smooth_in_parallel(forward, filter.tolerance_in(dtype))
     log_likelihood = jnp.where(fine, log_likelihood, -jnp.inf)
     inaccurate = ~fine & (statuses[-1] == Status.OK)
     statuses = jnp.where(inaccurate, Status.PARALLEL_INACCURATE, statuses).astype(statuses.dtype)
-    return smoothed, lag_one, log_likelihood, statuses, matched
+    return Smoothed(smoothed, lag_one, log_likelihood, statuses)
+
+
+def _smooth(
+    model: StateSpaceModel, rows: Row, plan: Plan, filter: AbstractFilter, iterations: int
+) -> tuple[Smoothed, Float[Array, " iterations_minus_1"], bool]:
+    check_model("smooth", model, rows)
+    matched = moments_are_matched(model, rows)
+    if iterations == 1:
+        changes = jnp.zeros(0, rows.observation.dtype)
+        return _pass(filter, model, rows, plan, False), changes, matched
+    first = _pass(filter, model, rows, plan, True)
+    again = functools.partial(_pass, from_start=True)
+    found, changes = smooth_again(filter, model, rows, plan, first, iterations - 1, again)
+    in_rows = jax.tree.map(lambda x: x[1:], found.beliefs)
+    found = found._replace(beliefs=in_rows, lag_one_covs=found.lag_one_covs[1:])
+    return found, changes, matched
 
 
 def _sample_paths(
@@ -52,7 +66,8 @@ def _sample_paths(
     key: Array,
     num_samples: int,
 ) -> Float[Array, "S T dx"]:
-    _, forward, _ = _forward("sample_paths", model, rows, plan, filter)
+    check_model("sample_paths", model, rows)
+    _, _, forward = run(filter, model, rows, plan, keep)
     return sample_backward(forward, key, num_samples)
 
 
@@ -68,26 +83,46 @@ def smooth(
     key: Array | None = None,
     t0: Any = None,
     u0: Any = None,
+    iterations: int = 1,
 ) -> SmootherResult:
     """The state in every row given the whole series (Rauch, Tung, Striebel 1965).
 
     Exact for a linear Gaussian model. For other models the filter's own linearisation is reversed:
-    the extended Rauch-Tung-Striebel smoother.
+    the extended Rauch-Tung-Striebel smoother, or that of its sigma points.
 
-    **Arguments** and errors as for `filter`.
+    With `iterations` > 1 the model is then linearised again, by the rule of the filter, about the
+    smoothed states (at `t0` too, if it lies before the first row), and smoothed anew from the start;
+    the data count once. With sigma points that is the iterated posterior linearisation smoother
+    (García-Fernández, Svensson, Särkkä 2017). With an `ExtendedKalmanFilter` it is the iterated extended
+    Kalman smoother, whose steps are those of Gauss and Newton: where they converge the mean is the most
+    probable path (Bell 1994). Nothing makes them converge: look at `changes` in the result. An outlier
+    rule judges measurements anew in every iteration, by the affine model of that iteration.
+
+    The log-likelihood is then that of the affine model of the last iteration. With Taylor expansion, at
+    the most probable path and with noise that does not depend on the state, it is Laplace's
+    approximation of log p(y) with the Hessian of Gauss and Newton. It is not what `log_likelihood` gives.
+
+    **Arguments** and errors as for `filter`; `iterations`, how often the series is smoothed.
 
     **Returns:** a `SmootherResult`.
+
+    **Raises:** `ValueError` also for `iterations` > 1 with a filter that adapts its noise.
     """
+    iterations = check_count("smooth", "iterations", iterations)
     rows, plan = prepare("smooth", model, series, filter, t0, u0)
-    smoothed, lag_one, log_likelihood, statuses, matched = _compiled_smooth(
-        model, rows, plan, filter
-    )
+    if iterations > 1 and getattr(filter, "adaptive", None) is not None:
+        raise ValueError(
+            "smooth: `iterations` is more than 1, and `filter` has AdaptiveNoise; noise that changes "
+            "while filtering belongs to one pass only"
+        )
+    found, changes, matched = _compiled_smooth(model, rows, plan, filter, iterations)
     return SmootherResult(
         series.times,
-        smoothed,
-        lag_one,
-        log_likelihood,
-        statuses,
+        found.beliefs,
+        found.lag_one_covs,
+        found.log_likelihood,
+        changes,
+        found.statuses,
         matched,
         series.observation_names,
     )
