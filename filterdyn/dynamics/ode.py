@@ -23,7 +23,7 @@ from filterdyn.dynamics.stepping import (
     twice_differentiable,
 )
 from filterdyn.linalg import PSD, mm
-from filterdyn.linearization import AbstractLinearization, AbstractSigmaPointRule, Affine
+from filterdyn.linearization import AbstractLinearization, AbstractSpreadRule, Affine
 from filterdyn.status import Status
 
 
@@ -127,7 +127,7 @@ class ODE(AbstractDynamics):
     def moments(
         self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
     ) -> tuple[Affine, Int[Array, ""]]:
-        if not isinstance(rule, AbstractSigmaPointRule):
+        if not isinstance(rule, AbstractSpreadRule):
             x, flow, status = self._solve(belief.mean, interval, jacobian=True)
             return Affine(x, flow, PSD.zeros(x.shape[0], x.dtype)), status
 

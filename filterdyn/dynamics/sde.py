@@ -29,12 +29,12 @@ from filterdyn.linalg import PSD, congruence, mm, triangularize, with_derivative
 from filterdyn.linalg.cholesky import cholesky
 from filterdyn.linearization import (
     AbstractLinearization,
-    AbstractSigmaPointRule,
+    AbstractSpreadRule,
     Affine,
     beside,
     squared,
 )
-from filterdyn.linearization.sigma_points import project_on, slope_on
+from filterdyn.linearization.sigma_points import slope_on
 from filterdyn.status import Status
 
 
@@ -45,8 +45,8 @@ class SDE(AbstractDynamics):
     linearisation. Per solver step the Jacobian of the flow is taken and the process noise is added in
     factored form by a quadrature with positive weights (Simpson's), so the covariance is positive
     semi-definite whatever the step, and may be singular (a `Delta` start, noise in some states only).
-    A sigma-point filter averages drift and diffusion over the belief, so that the mean sees the spread
-    of the state too.
+    A sigma-point filter, and an extended one of second order, averages drift and diffusion over the
+    belief, so that the mean sees the spread of the state too.
     """
 
     drift: Held
@@ -132,7 +132,7 @@ class SDE(AbstractDynamics):
     def moments(
         self, rule: AbstractLinearization, belief: Gaussian, interval: Interval
     ) -> tuple[Affine, Int[Array, ""]]:
-        if isinstance(rule, AbstractSigmaPointRule):
+        if isinstance(rule, AbstractSpreadRule):
             return self._regressed(rule, belief, interval)
         x, t, u = belief.mean, interval.time, interval.input
         n, dtype = x.shape[0], x.dtype
@@ -182,10 +182,11 @@ class SDE(AbstractDynamics):
         return Affine(mean, flow, noise), status
 
     def _regressed(
-        self, rule: AbstractSigmaPointRule, belief: Gaussian, interval: Interval
+        self, rule: AbstractSpreadRule, belief: Gaussian, interval: Interval
     ) -> tuple[Affine, Int[Array, ""]]:
-        """The moment equations m' = E f, P' = E[f (x - m)^T] + E[(x - m) f^T] + E[L L^T], with E over the
-        sigma points of N(m, P) (Särkkä 2007).
+        """The moment equations m' = E f, P' = E[f (x - m)^T] + E[(x - m) f^T] + E[L L^T], with E over
+        N(m, P) by the rule: its sigma points (Särkkä 2007), or f to second order around m (Jazwinski
+        1970).
 
         Between two nodes the solver carries m and a factor Y of P: Y' = E[f(m + Y xi) xi^T] has no
         inverse and cannot lose positivity. Noise enters at the nodes, in factored form, as in
@@ -196,17 +197,17 @@ class SDE(AbstractDynamics):
         """
         if self.stepsize_controller is not None:
             raise ValueError(
-                "SDE: `stepsize_controller` steps the moments of an ExtendedKalmanFilter; a sigma-point "
-                "filter needs fixed steps (give `substeps` or `dt` in its place)"
+                "SDE: `stepsize_controller` steps the moments of an ExtendedKalmanFilter of order 1; a "
+                "filter of second order or with sigma points needs fixed steps (give `substeps` or "
+                "`dt` in its place)"
             )
         t, u, dtype = interval.time, interval.input, belief.mean.dtype
         n = len(belief.mean)
-        points = rule.points(n)
         steps = steps_in(interval, self.substeps, interval.table or 0)
 
         def velocity(s: Any, state: Float[Array, "n 1_n"], u: Any) -> Float[Array, "n 1_n"]:
             drift = lambda x: self._drift(t + s, x, u)
-            mean, root = project_on(points, drift, state[:, 0], state[:, 1:])
+            mean, root = rule.project(drift, state[:, 0], state[:, 1:])
             return jnp.concatenate([mean[:, None], root], axis=1)
 
         terms = diffrax.ODETerm(velocity)

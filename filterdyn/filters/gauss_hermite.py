@@ -12,7 +12,7 @@ from filterdyn.dynamics import Interval
 from filterdyn.filters import gaussian
 from filterdyn.filters.base import AbstractFilter, Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
-from filterdyn.filters.sigma_points import check_sigma_points
+from filterdyn.filters.spread import check_spread_rule
 from filterdyn.linearization import GaussHermite
 from filterdyn.model import StateSpaceModel
 from filterdyn.outliers import AbstractOutlierRule, check_outliers
@@ -50,7 +50,7 @@ class GaussHermiteKalmanFilter(AbstractFilter):
         self.outliers = check_outliers("GaussHermiteKalmanFilter", outliers)
 
     def check(self, model: StateSpaceModel) -> None:
-        check_sigma_points("GaussHermiteKalmanFilter", model, self.rule)
+        check_spread_rule("GaussHermiteKalmanFilter", model, self.rule)
 
     def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
         return model.start(dtype)

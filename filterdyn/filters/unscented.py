@@ -12,7 +12,7 @@ from filterdyn.dynamics import Interval
 from filterdyn.filters import gaussian
 from filterdyn.filters.base import AbstractFilter, Prediction, Update
 from filterdyn.filters.predicted import PredictedObservation
-from filterdyn.filters.sigma_points import check_sigma_points
+from filterdyn.filters.spread import check_spread_rule
 from filterdyn.linearization import Unscented
 from filterdyn.model import StateSpaceModel
 from filterdyn.outliers import AbstractOutlierRule, check_outliers
@@ -67,7 +67,7 @@ class UnscentedKalmanFilter(AbstractFilter):
         self.outliers = check_outliers("UnscentedKalmanFilter", outliers)
 
     def check(self, model: StateSpaceModel) -> None:
-        check_sigma_points("UnscentedKalmanFilter", model, self.rule)
+        check_spread_rule("UnscentedKalmanFilter", model, self.rule)
 
     def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
         return model.start(dtype)

@@ -2,6 +2,7 @@
 
 from filterdyn.linearization.base import (
     AbstractLinearization,
+    AbstractSpreadRule,
     Affine,
     Linearized,
     beside,
@@ -9,6 +10,7 @@ from filterdyn.linearization.base import (
 )
 from filterdyn.linearization.cubature import Cubature
 from filterdyn.linearization.gauss_hermite import GaussHermite
+from filterdyn.linearization.second_order import SecondOrderTaylor
 from filterdyn.linearization.sigma_points import AbstractSigmaPointRule
 from filterdyn.linearization.taylor import Taylor
 from filterdyn.linearization.unscented import Unscented
@@ -16,10 +18,12 @@ from filterdyn.linearization.unscented import Unscented
 __all__ = [
     "AbstractLinearization",
     "AbstractSigmaPointRule",
+    "AbstractSpreadRule",
     "Affine",
     "Cubature",
     "GaussHermite",
     "Linearized",
+    "SecondOrderTaylor",
     "Taylor",
     "Unscented",
     "beside",

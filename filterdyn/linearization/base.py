@@ -74,3 +74,14 @@ class AbstractLinearization(eqx.Module):
     @abc.abstractmethod
     def check(self, owner: str, dx: int) -> None:
         """**Raises:** `ValueError` if there is no such rule for `dx` states."""
+
+
+class AbstractSpreadRule(AbstractLinearization):
+    """A rule under which the mean of a function depends on the spread of the belief."""
+
+    @abc.abstractmethod
+    def project(
+        self, function: Callable[[Array], Any], m: Float[Array, " n"], s: Float[Array, "n n"]
+    ) -> tuple[Float[Array, " dz"], Float[Array, "dz n"]]:
+        """E f(x) and E[f(x) xi^T] for x = m + S xi, xi standard normal: what moment equations are made
+        of."""

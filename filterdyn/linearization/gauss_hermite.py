@@ -6,7 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from filterdyn.beliefs import Gaussian
 from filterdyn.linearization.base import Linearized
@@ -15,6 +15,7 @@ from filterdyn.linearization.sigma_points import (
     SigmaPoints,
     average_on,
     check_pairs,
+    project_on,
     regress_on,
 )
 
@@ -54,6 +55,11 @@ class GaussHermite(AbstractSigmaPointRule):
         self, function: Callable[[Array], Any], belief: Gaussian, has_aux: bool = False
     ) -> Linearized:
         return regress_on(self.points(len(belief.mean)), function, belief, has_aux)
+
+    def project(
+        self, function: Callable[[Array], Any], m: Float[Array, " n"], s: Float[Array, "n n"]
+    ) -> tuple[Float[Array, " dz"], Float[Array, "dz n"]]:
+        return project_on(self.points(len(m)), function, m, s)
 
     def average(self, function: Callable[[Array], Any], belief: Gaussian) -> Any:
         return average_on(self.points(len(belief.mean)), function, belief)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from filterdyn.beliefs import Gaussian
 from filterdyn.linalg import PSD, mm, mv, triangularize, with_derivative_of
 from filterdyn.linalg.cholesky import cholesky, only_derivative
-from filterdyn.linearization.base import AbstractLinearization, Linearized
+from filterdyn.linearization.base import AbstractSpreadRule, Linearized
 
 #: More pairs of points than this are refused.
 _MOST_PAIRS = 20_000
@@ -49,7 +49,7 @@ class SigmaPoints(NamedTuple):
         return np.linalg.qr(u, mode="complete")[0][:, self.directions.shape[1] :]
 
 
-class AbstractSigmaPointRule(AbstractLinearization):
+class AbstractSigmaPointRule(AbstractSpreadRule):
     """A rule that looks at a function at points spread as the belief is."""
 
     @abc.abstractmethod

@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from filterdyn.beliefs import Gaussian
 from filterdyn.linearization.base import Linearized
@@ -16,6 +16,7 @@ from filterdyn.linearization.sigma_points import (
     AbstractSigmaPointRule,
     SigmaPoints,
     average_on,
+    project_on,
     regress_on,
 )
 
@@ -82,6 +83,11 @@ class Unscented(AbstractSigmaPointRule):
                 f"standard deviations from the mean, too close in {jnp.dtype(dtype).name}; expected at "
                 f"least {least:.2g} (alpha = 1 is the default)"
             )
+
+    def project(
+        self, function: Callable[[Array], Any], m: Float[Array, " n"], s: Float[Array, "n n"]
+    ) -> tuple[Float[Array, " dz"], Float[Array, "dz n"]]:
+        return project_on(self.points(len(m)), function, m, s)
 
     def average(self, function: Callable[[Array], Any], belief: Gaussian) -> Any:
         n = len(belief.mean)
