@@ -18,6 +18,7 @@ from filterdyn.filters import (
     FilterResult,
     GaussHermiteKalmanFilter,
     KalmanFilter,
+    ParallelGaussianFilter,
     ParallelKalmanFilter,
     PredictedObservation,
     UnscentedKalmanFilter,
@@ -67,6 +68,7 @@ __all__ = [
     # filters
     "KalmanFilter",
     "ParallelKalmanFilter",
+    "ParallelGaussianFilter",
     "ExtendedKalmanFilter",
     "UnscentedKalmanFilter",
     "CubatureKalmanFilter",

@@ -32,6 +32,8 @@ class Status(IntEnum):
     MOMENTS_NOT_FINITE = 8
     #: A parallel scan is further from the filter's own step than its tolerance; `KalmanFilter` is not.
     PARALLEL_INACCURATE = 9
+    #: The iterations of a filter that is parallel in time did not converge; `max_iterations` may do it.
+    ITERATIONS_NOT_CONVERGED = 11
 
 
 def failed_at(statuses: Int[Array, "*B T"]) -> Int[Array, "*B"]:

@@ -7,6 +7,7 @@ from filterdyn.filters.extended import ExtendedKalmanFilter
 from filterdyn.filters.gauss_hermite import GaussHermiteKalmanFilter
 from filterdyn.filters.kalman import KalmanFilter
 from filterdyn.filters.parallel import ParallelKalmanFilter
+from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.unscented import UnscentedKalmanFilter
@@ -21,6 +22,7 @@ __all__ = [
     "GaussHermiteKalmanFilter",
     "KalmanFilter",
     "NoiseFactors",
+    "ParallelGaussianFilter",
     "ParallelKalmanFilter",
     "PredictedObservation",
     "UnscentedKalmanFilter",

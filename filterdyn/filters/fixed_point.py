@@ -1,9 +1,13 @@
 """Beliefs that follow from each other, row by row, as a fixed point: its error and its derivative."""
 
+import abc
 from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from filterdyn.beliefs import Gaussian
@@ -18,25 +22,62 @@ class Change(NamedTuple):
     matrix: Float[Array, "T dx dx"]
 
 
-class Response(NamedTuple):
-    """How a belief answers to a small change of the one that it follows from:
-    dm' = M (dm + dP w) and dP' = M dP M^T. It carries no derivative."""
+class AbstractResponse(eqx.Module):
+    """How a belief answers to a small change of the one that it follows from, in every row. It carries
+    no derivative."""
+
+    @abc.abstractmethod
+    def accumulate(self, defect: Change, reverse: bool = False) -> Change:
+        """The change of every belief when `defect` is added to each: a linear recurrence, solved by
+        an associative scan."""
+
+
+class LinearResponse(AbstractResponse):
+    """That of a linear Gaussian model: dm' = M (dm + dP w) and dP' = M dP M^T."""
 
     slope: Float[Array, "T dx dx"]
     tilt: Float[Array, "T dx"]
 
+    def accumulate(self, defect: Change, reverse: bool = False) -> Change:
+        pair = tuple[LinearResponse, Change]
 
-def accumulate(response: Response, defect: Change, reverse: bool = False) -> Change:
-    """The change of every belief when `defect` is added to each: a linear recurrence, solved by
-    an associative scan."""
+        def combine(i: pair, j: pair) -> pair:
+            (m, w), (mean, matrix) = (j[0].slope, j[0].tilt), i[1]
+            both = LinearResponse(mm(m, i[0].slope), i[0].tilt + mv(i[0].slope.T, w))
+            moved = Change(mv(m, mean + mv(matrix, w)), mm(mm(m, matrix), m.T))
+            return both, Change(moved.mean + j[1].mean, moved.matrix + j[1].matrix)
 
-    def combine(i: tuple[Response, Change], j: tuple[Response, Change]) -> tuple[Response, Change]:
-        (m, w), (mean, matrix) = j[0], i[1]
-        both = Response(mm(m, i[0].slope), i[0].tilt + mv(i[0].slope.T, w))
-        moved = Change(mv(m, mean + mv(matrix, w)), mm(mm(m, matrix), m.T))
-        return both, Change(moved.mean + j[1].mean, moved.matrix + j[1].matrix)
+        return prefix_products(combine, (self, defect), reverse)[1]
 
-    return prefix_products(combine, (response, defect), reverse)[1]
+
+class FullResponse(AbstractResponse):
+    """That of any filter: the Jacobian in the entries of the mean and the lower triangle of the
+    covariance, n = dx (dx + 3) / 2 in number."""
+
+    jacobian: Float[Array, "T n n"]
+
+    def accumulate(self, defect: Change, reverse: bool = False) -> Change:
+        pair = tuple[Array, Array]
+
+        def combine(i: pair, j: pair) -> pair:
+            return mm(j[0], i[0]), mv(j[0], i[1]) + j[1]
+
+        rows = (self.jacobian, packed(defect))
+        return unpacked(prefix_products(combine, rows, reverse)[1], defect.mean.shape[-1])
+
+
+def packed(change: Change) -> Float[Array, "*T n"]:
+    """The mean and the lower triangle of the covariance in one vector."""
+    i, j = np.tril_indices(change.mean.shape[-1])
+    return jnp.concatenate([change.mean, change.matrix[..., i, j]], axis=-1)
+
+
+def unpacked(vector: Float[Array, "*T n"], dx: int) -> Change:
+    """What `packed` has packed."""
+    i, j = np.tril_indices(dx)
+    index = np.zeros((dx, dx), int)
+    index[i, j] = index[j, i] = np.arange(len(i))
+    return Change(vector[..., :dx], vector[..., dx + index])
 
 
 def defect_of(sweep: Callable[[Gaussian], Gaussian], beliefs: Gaussian) -> Change:
@@ -48,7 +89,7 @@ def defect_of(sweep: Callable[[Gaussian], Gaussian], beliefs: Gaussian) -> Chang
 def with_derivative_of_fixed_point(
     beliefs: Gaussian,
     sweep: Callable[[Gaussian], Gaussian],
-    response: Response,
+    response: AbstractResponse,
     good: Bool[Array, " T"],
     reverse: bool = False,
 ) -> Gaussian:
@@ -56,7 +97,7 @@ def with_derivative_of_fixed_point(
 
     Of beliefs = sweep(beliefs, parameters) Newton's step beliefs + (I - sweep')^-1 (sweep(beliefs) -
     beliefs) is right to first order in a change of the parameters, a second one with the same sweep' to
-    second order; the inverse is `accumulate`. The derivative is thus as accurate as that of a single
+    second order; the inverse is `response.accumulate`. The derivative is thus as accurate as that of a single
     step, whatever way the values were found. Where nothing is differentiated this is dead code. Rows
     that are not `good` have none.
     """
@@ -64,11 +105,11 @@ def with_derivative_of_fixed_point(
     def masked(x: Array) -> Array:
         return jnp.where(good.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
 
-    response = Response(*map(masked, response))
+    response = jax.tree.map(masked, response)
     spread = beliefs.spread
     for _ in range(2):
         defect = defect_of(sweep, beliefs)
-        change = accumulate(response, Change(*map(masked, defect)), reverse)
+        change = response.accumulate(Change(*map(masked, defect)), reverse)
         mean = with_derivative_of(beliefs.mean, beliefs.mean + change.mean)
         matrix = with_derivative_of(spread.matrix, beliefs.spread.matrix + change.matrix)
         beliefs = Gaussian(mean, spread=PSD(spread.factor, matrix))

@@ -45,19 +45,11 @@ class ParallelKalmanFilter(AbstractFilter):
 
         **Raises:** `ValueError` unless it is a positive number below 1.
         """
-        if tolerance is not None:
-            if is_traced(tolerance) or not 0 < tolerance < 1:
-                raise ValueError(
-                    f"{_NAME}: `tolerance` is {tolerance!r}; expected a number between 0 and 1"
-                )
-            tolerance = float(tolerance)
-        self.tolerance = tolerance
+        self.tolerance = check_tolerance(_NAME, tolerance)
 
     def tolerance_in(self, dtype: jnp.dtype) -> float:
         """The tolerance, or the default of a precision."""
-        if self.tolerance is not None:
-            return self.tolerance
-        return 1e-6 if dtype == jnp.float64 else 1e-2
+        return default_tolerance(dtype) if self.tolerance is None else self.tolerance
 
     def check(self, model: StateSpaceModel) -> None:
         """**Raises:** also `ValueError` for a diffuse start, which needs the rows in order."""
@@ -93,3 +85,19 @@ class ParallelKalmanFilter(AbstractFilter):
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any
     ) -> PredictedObservation:
         return gaussian.predict_observation(model, belief, t, u, Taylor())
+
+
+def check_tolerance(owner: str, tolerance: float | None) -> float | None:
+    """**Raises:** `ValueError` unless it is a positive number below 1, or `None`."""
+    if tolerance is None:
+        return None
+    if is_traced(tolerance) or not 0 < tolerance < 1:
+        raise ValueError(
+            f"{owner}: `tolerance` is {tolerance!r}; expected a number between 0 and 1"
+        )
+    return float(tolerance)
+
+
+def default_tolerance(dtype: jnp.dtype) -> float:
+    """What a parallel filter may be off by, in a precision."""
+    return 1e-6 if dtype == jnp.float64 else 1e-2

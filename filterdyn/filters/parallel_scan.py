@@ -1,4 +1,4 @@
-"""All rows of a Kalman filter at once: an associative scan, and a step in every row that checks it."""
+"""All rows of a filter at once: beliefs found in parallel, and a step in every row that checks them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,29 +10,30 @@ from jaxtyping import Array, Float
 
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Plan
+from filterdyn.filters.anchored import before
 from filterdyn.filters.cross_check import cross_check
-from filterdyn.filters.elements import Element, element, known, scan_elements
 from filterdyn.filters.fixed_point import with_derivative_of_fixed_point
 from filterdyn.filters.gate import gated
 from filterdyn.filters.parallel import ParallelKalmanFilter
+from filterdyn.filters.parallel_beliefs import iterated, scanned
+from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.rows import Row
 from filterdyn.filters.scan import Record, State, add, finite_term, select, step
-from filterdyn.linalg import PSD, mm
 from filterdyn.model import StateSpaceModel
 from filterdyn.status import Status
 
 
 def run_parallel(
-    filter: ParallelKalmanFilter,
+    filter: ParallelKalmanFilter | ParallelGaussianFilter,
     model: StateSpaceModel,
     rows: Row,
     plan: Plan,
     keep: Callable[[Record], Any],
 ) -> tuple[State, Float[Array, ""], Any]:
-    """As `scan.run`. The scan's beliefs are checked, and differentiated, as the fixed point of one
-    step in every row; the scan itself is never differentiated."""
+    """As `scan.run`. The beliefs that are found are checked, and differentiated, as the fixed point of
+    one step in every row; how they were found is never differentiated."""
     dtype = rows.observation.dtype
-    count = rows.observation.shape[0]
+    linear = isinstance(filter, ParallelKalmanFilter)
     table = model.dynamics.tabulate(plan)
     start = filter.init(model, dtype)
 
@@ -41,40 +42,34 @@ def run_parallel(
 
     first = jax.tree.map(lambda x: x[0], rows)
     steps = jax.vmap(gated(one, lambda record: record.fine, start, first))
-
-    def before(beliefs: Gaussian) -> Gaussian:
-        """The belief that each row starts from."""
-        return jax.tree.map(lambda x0, x: jnp.concatenate([x0[None], x[:-1]]), start, beliefs)
-
-    origin = stop_gradient(start.mean)
-    later = jax.tree.map(lambda x: x[1:], rows)
-    head = stop_gradient(known(one(start, first).filtered, origin))
-    elements = jax.tree.map(lambda x: x[None], head)
-    if count > 1:
-        tail = jax.vmap(lambda row: element(filter, model, table, origin, row))(later)
-        elements = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), elements, tail)
-    beliefs = _beliefs(scan_elements(elements), origin)
+    if isinstance(filter, ParallelKalmanFilter):
+        beliefs, failure = scanned(filter, model, table, start, rows), jnp.int32(Status.OK)
+    else:
+        beliefs, failure = iterated(filter, model, table, start, rows)
 
     checked = cross_check(
-        lambda held: steps(held, rows), before, beliefs, filter.tolerance_in(dtype)
+        lambda held: steps(held, rows),
+        lambda beliefs: before(start, beliefs),
+        beliefs,
+        filter.tolerance_in(dtype),
+        linear,
     )
     statuses = checked.statuses
+    # Iterations that have not converged are why the beliefs are inaccurate.
+    unfinished = (statuses == Status.PARALLEL_INACCURATE) & (failure != Status.OK)
+    statuses = jnp.where(unfinished, failure, statuses)
     good = statuses == Status.OK
     rest = stop_gradient(start)
     safe = jax.vmap(lambda ok, belief: select(ok, belief, rest))(good, checked.beliefs)
     beliefs = with_derivative_of_fixed_point(
-        safe, lambda beliefs: steps(before(beliefs), rows).filtered, checked.response, good
+        safe, lambda beliefs: steps(before(start, beliefs), rows).filtered, checked.response, good
     )
-    records = steps(before(beliefs), rows)
+    records = steps(before(start, beliefs), rows)
     records = jax.vmap(_with_status)(records, statuses)
     total = _sum(jax.vmap(finite_term)(records))
     log_likelihood = jnp.where(statuses[-1] == Status.OK, total, -jnp.inf)
     last = jax.tree.map(lambda x: x[-1], records.filtered)
     return State(last, statuses[-1]), log_likelihood, jax.vmap(keep)(records)
-
-
-def _beliefs(whole: Element, origin: Array) -> Gaussian:
-    return Gaussian(origin + whole.b, spread=PSD(whole.u, jax.vmap(lambda u: mm(u, u.T))(whole.u)))
 
 
 def _with_status(record: Record, status: Array) -> Record:

@@ -9,6 +9,7 @@ from filterdyn.dynamics import Plan
 from filterdyn.filters import scan
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.parallel import ParallelKalmanFilter
+from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.parallel_scan import run_parallel
 from filterdyn.filters.rows import Row
 from filterdyn.filters.scan import Record, State
@@ -23,6 +24,6 @@ def run(
     keep: Callable[[Record], Any],
 ) -> tuple[State, Float[Array, ""], Any]:
     """One after another (`scan.run`), or all at once."""
-    if isinstance(filter, ParallelKalmanFilter):
+    if isinstance(filter, (ParallelKalmanFilter, ParallelGaussianFilter)):
         return run_parallel(filter, model, rows, plan, keep)
     return scan.run(filter, model, rows, plan, keep)

@@ -14,6 +14,7 @@ from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.fixed_point import Change, distance
 from filterdyn.filters.kalman import KalmanFilter
 from filterdyn.filters.parallel import ParallelKalmanFilter
+from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.rows import Row
 from filterdyn.linalg import PSD
 from filterdyn.linearization import Affine
@@ -43,6 +44,8 @@ def affine_filter(filter: AbstractFilter) -> AbstractFilter:
     """The filter that goes over a model made affine for `filter`."""
     if isinstance(filter, ParallelKalmanFilter):
         return filter
+    if isinstance(filter, ParallelGaussianFilter):
+        return ParallelKalmanFilter(filter.tolerance)
     square_root = getattr(filter, "square_root", True)
     return KalmanFilter(square_root=square_root, outliers=getattr(filter, "outliers", None))
 

@@ -10,8 +10,7 @@ from jaxtyping import Array, Bool, Float
 from filterdyn.beliefs import Gaussian
 from filterdyn.filters.fixed_point import (
     Change,
-    Response,
-    accumulate,
+    LinearResponse,
     is_far,
     with_derivative_of_fixed_point,
 )
@@ -82,9 +81,9 @@ def smooth_in_parallel(
 
     # Values: one step from the scan's beliefs, and what the scan's errors do to it.
     stepped = stop_gradient(back(after(smoothed)))
-    response = stop_gradient(Response(gains, jnp.zeros_like(shifts)))
+    response = stop_gradient(LinearResponse(gains, jnp.zeros_like(shifts)))
     defect = Change(stepped.mean - smoothed.mean, stepped.spread.matrix - smoothed.spread.matrix)
-    error = accumulate(response, defect, reverse=True)
+    error = response.accumulate(defect, reverse=True)
     carried = Change(error.mean - defect.mean, error.matrix - defect.matrix)
     root = forward.filtered.spread.root[:-1]
     size = jnp.sqrt((root * root).sum(-1))

@@ -12,6 +12,7 @@ from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.parallel import ParallelKalmanFilter
+from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.rows import Row
 from filterdyn.filters.running import run
 from filterdyn.filters.verbs import check_model, moments_are_matched, prepare
@@ -33,7 +34,7 @@ def _pass(
     dtype = rows.observation.dtype
     if from_start:
         forward = with_start(forward, filter.init(model, dtype))
-    if not isinstance(filter, ParallelKalmanFilter):
+    if not isinstance(filter, (ParallelKalmanFilter, ParallelGaussianFilter)):
         return Smoothed(*smooth_backward(forward), log_likelihood, statuses)
     smoothed, lag_one, fine = smooth_in_parallel(forward, filter.tolerance_in(dtype))
     log_likelihood = jnp.where(fine, log_likelihood, -jnp.inf)
