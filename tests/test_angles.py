@@ -166,8 +166,8 @@ def test_simulated_and_forecast_angles_are_not_wrapped():
     drawn = fd.simulate(CUT, [0.0, 3.0], key=jr.key(0), num_samples=400).observations[:, 1, 0]
     assert (drawn > np.pi).any() and (drawn < -np.pi / 2).any()
     steps = (3 * np.pi - (2.55 + PACE * (T - 1))) // PACE
-    ahead = fd.forecast(CUT, filtered(), [T - 1.0 + steps])
-    low, high = (float(end[0, 0]) for end in ahead.observation_interval(0.9))
+    ahead = fd.forecast(CUT, filtered(), T + np.arange(steps))
+    low, high = (float(end[-1, 0]) for end in ahead.observation_interval(0.9))
     assert low < np.pi < high < low + 4
 
 
