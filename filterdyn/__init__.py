@@ -9,7 +9,7 @@ from filterdyn._fusion import FusedLoops, fused_loops  # isort: skip
 
 from filterdyn import datasets, diagnostics
 from filterdyn.angles import wrap_angle
-from filterdyn.beliefs import Gaussian
+from filterdyn.beliefs import Ensemble, Gaussian, Particles
 from filterdyn.dynamics import ODE, SDE, LinearSDE, LinearTransition, Transition
 from filterdyn.filters import (
     AdaptiveNoise,
@@ -65,6 +65,8 @@ __all__ = [
     "wrap_angle",
     # beliefs
     "Gaussian",
+    "Ensemble",
+    "Particles",
     # filters
     "KalmanFilter",
     "ParallelKalmanFilter",

@@ -8,15 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from filterdyn._checks import check_count, check_key, is_traced
+from filterdyn._checks import check_count, is_traced
 from filterdyn._compile import compiled
-from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Plan
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.rows import Row, rows_of
+from filterdyn.filters.sampling import AbstractSamplingFilter
+from filterdyn.filters.sampling_forecast import forecast_moments
+from filterdyn.filters.sampling_scan import SamplingState
+from filterdyn.filters.sampling_verbs import require_key
 from filterdyn.filters.scan import State, advance, first_failure, is_finite
+from filterdyn.filters.stepping import AnyFilter
 from filterdyn.filters.verbs import check_is_model, check_model
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import blank
@@ -32,24 +36,32 @@ class Forecast(eqx.Module):
     - `observation_mean` (H, dy), `observation_cov` (H, dy, dy): of the measurement itself, its noise
       included, in its own units (for `LogNormal` too);
     - `samples` (num_samples, H, dy): simulated measurements, if a key was given, else `None`. They
-      start from draws of the last belief and are not linearised;
+      start from draws of the last belief and are not linearised. A filter that samples always draws
+      them; its `observation_interval` is that of their quantiles;
     - `status`: an integer of `Status`; after a failure everything is NaN.
     """
 
     times: Float[Any, " H"]
     state_mean: Float[Array, "H dx"]
-    state_cov: Float[Array, "H dx dx"]
+    state_cov: Float[Array, "H dx dx"] | None
     observation_mean: Float[Array, "H dy"]
-    observation_cov: Float[Array, "H dy dy"]
+    observation_cov: Float[Array, "H dy dy"] | None
     samples: Float[Array, "num_samples H dy"] | None
     status: Int[Array, ""]
-    predicted: PredictedObservation
+    predicted: PredictedObservation | None
 
     def observation_interval(
         self, probability: float
     ) -> tuple[Float[Array, "H dy"], Float[Array, "H dy"]]:
         """Lower and upper end of the central interval of each measurement."""
-        return self.predicted.interval(probability)
+        if self.predicted is not None:
+            return self.predicted.interval(probability)
+        if not 0 < probability < 1:
+            raise ValueError(f"interval: `probability` is {probability}; expected 0 < p < 1")
+        assert self.samples is not None
+        ends = jnp.asarray([0.5 - 0.5 * probability, 0.5 + 0.5 * probability])
+        low, high = jnp.quantile(self.samples, ends.astype(self.samples.dtype), axis=0)
+        return low, high
 
 
 def _forecast(
@@ -83,7 +95,7 @@ def _forecast(
 
 def _samples(
     model: StateSpaceModel,
-    belief: Gaussian,
+    belief: Any,
     rows: Row,
     plan: Plan,
     key: Array,
@@ -98,12 +110,34 @@ def _samples(
 
 
 _compiled_forecast = compiled("forecast", _forecast)
+_compiled_samples = compiled("forecast", _samples)
+
+
+def _forecast_by_sampling(
+    model: StateSpaceModel,
+    times: Any,
+    state: SamplingState,
+    rows: Row,
+    plan: Plan,
+    filter: AbstractSamplingFilter,
+    key: Array,
+    num_samples: int,
+) -> Forecast:
+    """The moments are those of the filter's draws, moved on; the samples start from some of them."""
+    key_moments, key_samples = jax.random.split(key)
+    check_model("forecast", model, rows, any_dy=True)
+    mean, cov, seen, status = forecast_moments(model, state, rows, plan, filter, key_moments)
+    samples = _compiled_samples(model, state.belief, rows, plan, key_samples, num_samples)
+    samples = jnp.where(status == Status.OK, samples, jnp.nan)
+    if seen is None:
+        seen = (samples.mean(0), None)
+    return Forecast(times, mean, cov, *seen, samples, status, None)
 
 
 def forecast_from(
     model: StateSpaceModel,
-    filter: AbstractFilter,
-    state: State,
+    filter: AnyFilter,
+    state: State | SamplingState,
     last_time: Any,
     last_input: Any,
     times: Any,
@@ -113,19 +147,23 @@ def forecast_from(
 ) -> Forecast:
     """The forecast from a belief that holds at `last_time`."""
     num_samples = check_count("forecast", "num_samples", num_samples)
-    if key is not None:
-        check_key("forecast", key)
+    require_key("forecast", filter, key)
     if inputs is None and last_input is not None:
         inputs = jnp.broadcast_to(last_input, (*np.shape(times), *last_input.shape))
     check_is_model("forecast", model)
-    series = blank("forecast", times, inputs, state.belief.mean.dtype)
+    dtype = state.belief.mean.dtype
+    series = blank("forecast", times, inputs, dtype)
     if not is_traced((series.times, last_time)) and series.times[0] < np.asarray(last_time):
         raise ValueError(
             f"forecast: `times` begins at {float(series.times[0])!r}, before the last filtered row at "
             f"{float(last_time)!r}"
         )
-    dtype = state.belief.mean.dtype
     rows, plan = rows_of("forecast", model, series, last_time, last_input, dtype)
+    if isinstance(filter, AbstractSamplingFilter):
+        assert key is not None
+        return _forecast_by_sampling(
+            model, series.times, state, rows, plan, filter, key, num_samples
+        )
     return Forecast(
         series.times, *_compiled_forecast(model, state, rows, plan, filter, key, num_samples)
     )
@@ -148,7 +186,8 @@ def forecast(
     - `times` (H,), non-decreasing, from the last row on; discrete dynamics make one transition to
       each;
     - `inputs` (H, du), as in a `Series`; `None` holds the last input;
-    - `key`, `num_samples`: with a key, that many simulated futures come too.
+    - `key`, `num_samples`: with a key, that many simulated futures come too; a filter that samples
+      needs one.
 
     **Returns:** a `Forecast`.
 
@@ -158,11 +197,11 @@ def forecast(
         raise TypeError(
             f"forecast: `result` is {type(result).__name__}; expected what fd.filter returned"
         )
-    last = jax.tree.map(lambda x: x[-1], (result.filtered, result.statuses))
+    last = State(result.last, result.statuses[-1])
     return forecast_from(
         model,
         result.filter,
-        State(*last),
+        last,
         result.times[-1],
         result.last_input,
         times,

@@ -32,6 +32,8 @@ class Status(IntEnum):
     MOMENTS_NOT_FINITE = 8
     #: A parallel scan is further from the filter's own step than its tolerance; `KalmanFilter` is not.
     PARALLEL_INACCURATE = 9
+    #: Every particle has weight zero, or an ensemble has lost all of its spread.
+    COLLAPSED = 10
     #: The iterations of a filter that is parallel in time did not converge; `max_iterations` may do it.
     ITERATIONS_NOT_CONVERGED = 11
 

@@ -4,6 +4,7 @@ import abc
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -59,6 +60,28 @@ class AbstractDynamics(eqx.Module):
     @abc.abstractmethod
     def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
         """A draw of the state at the end of `interval`, given `x` at its beginning."""
+
+    def sample_many(
+        self, key: Array, x: Float[Array, "N dx"], interval: Interval
+    ) -> Float[Array, "N dx"]:
+        """`sample` for every row of `x`. One array of random numbers for all of them is faster than a
+        key for each; then the draws are others than those of `sample`, with the same distribution."""
+        keys = jax.random.split(key, len(x))
+        return jax.vmap(lambda key, x: self.sample(key, x, interval))(keys, x)
+
+    def log_density(
+        self, x_to: Float[Array, " dx"], x_from: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, ""]:
+        """log p(x_to | x_from) over an interval of positive length. Where the noise does not reach
+        every direction it is the density within those that it reaches, and `-inf` off them.
+
+        **Raises:** `TypeError` if these dynamics have no density that is known.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no transition density that is known in closed form; it can be "
+            "sampled only (Transition, LinearTransition, LinearSDE, and SDE with substeps=1 and "
+            "path_solver=diffrax.Euler() have one)"
+        )
 
     @abc.abstractmethod
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:

@@ -11,8 +11,9 @@ from filterdyn._callables import Function, Held, hold_function
 from filterdyn._checks import batch_hint
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics.base import AbstractDynamics, Interval
+from filterdyn.linalg import mv
 from filterdyn.linearization import AbstractLinearization, Affine
-from filterdyn.moments import conditional_moments
+from filterdyn.moments import bare, conditional_moments
 from filterdyn.status import Status
 
 
@@ -61,5 +62,48 @@ class Transition(AbstractDynamics):
         drawn = self.distribution(interval.time, x, interval.input).sample(key)
         return jnp.where(interval.gap > 0, drawn, x)
 
+    def sample_many(
+        self, key: Array, x: Float[Array, "N dx"], interval: Interval
+    ) -> Float[Array, "N dx"]:
+        t, u = interval.time, interval.input
+        # Gaussians and their transforms share one array of noise; other families draw one by one.
+        known = []
+
+        def look(x: Array, e: Array) -> Array:
+            moved = _reparameterized(self.distribution(t, x, u), e)
+            known.append(moved is not None)
+            return x if moved is None else moved
+
+        jax.eval_shape(look, x[0], x[0])
+        if known[0]:
+            drawn = jax.vmap(look)(x, jax.random.normal(key, x.shape, x.dtype))
+        else:
+            keys = jax.random.split(key, len(x))
+            drawn = jax.vmap(lambda key, x: self.distribution(t, x, u).sample(key))(keys, x)
+        return jnp.where(interval.gap > 0, drawn.astype(x.dtype), x)
+
+    def log_density(
+        self, x_to: Float[Array, " dx"], x_from: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, ""]:
+        d = self.distribution(interval.time, x_from, interval.input)
+        return jnp.asarray(d.log_prob(x_to), x_to.dtype)
+
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
         jax.eval_shape(self.distribution, t, x, u)
+
+
+def _reparameterized(d: dist.Distribution, noise: Float[Array, " dx"]) -> Array | None:
+    """The draw that a standard normal `noise` makes of a Gaussian or of a transform of one; `None` for
+    any other family."""
+    inner = bare(d)
+    if isinstance(inner, dist.TransformedDistribution):
+        z = _reparameterized(inner.base_dist, noise)
+        if z is not None:
+            for transform in inner.transforms:
+                z = transform(z)
+        return z
+    if isinstance(inner, dist.Normal):
+        return inner.loc + inner.scale * noise
+    if isinstance(inner, dist.MultivariateNormal):
+        return inner.loc + mv(inner.scale_tril, noise)
+    return None

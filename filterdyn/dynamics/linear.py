@@ -13,6 +13,7 @@ from filterdyn._checks import check_covariance, check_shape, is_traced
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics.base import AbstractDynamics, Interval, Plan
 from filterdyn.dynamics.diffusion import as_matrix
+from filterdyn.dynamics.gaussian import draws, log_density_of, rows_through
 from filterdyn.linalg import PSD, discretize, mv, sampling_factor
 from filterdyn.linearization import AbstractLinearization, Affine
 from filterdyn.observations import affine_offset, matrix
@@ -81,6 +82,25 @@ class LinearTransition(AbstractDynamics):
         f, q, offset = self._parts(interval.time, interval.input)
         noise = sampling_factor(PSD.from_matrix(q)) @ jr.normal(key, x.shape, x.dtype)
         return jnp.where(interval.gap > 0, mv(f, x) + offset + noise, x)
+
+    def sample_many(
+        self, key: Array, x: Float[Array, "N dx"], interval: Interval
+    ) -> Float[Array, "N dx"]:
+        f, _, offset = self._parts(interval.time, interval.input)
+        factor = sampling_factor(self._noise(interval))
+        moved = rows_through(f, x) + offset + draws(key, factor, x)
+        return jnp.where(interval.gap > 0, moved, x)
+
+    def log_density(
+        self, x_to: Float[Array, " dx"], x_from: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, ""]:
+        f, _, offset = self._parts(interval.time, interval.input)
+        return log_density_of(x_to - mv(f, x_from) - offset, self._noise(interval))
+
+    def _noise(self, interval: Interval) -> PSD:
+        if interval.table is not None:
+            return interval.table
+        return PSD.from_matrix(_at(self.Q, interval.time))
 
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
         f, q, offset = jax.eval_shape(self._parts, t, u)
@@ -164,6 +184,19 @@ class LinearSDE(AbstractDynamics):
     def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
         move, _ = self._move(x, interval)
         return move.value + sampling_factor(move.noise) @ jr.normal(key, x.shape, x.dtype)
+
+    def sample_many(
+        self, key: Array, x: Float[Array, "N dx"], interval: Interval
+    ) -> Float[Array, "N dx"]:
+        move, _ = self._move(jnp.zeros_like(x[0]), interval)
+        factor = sampling_factor(move.noise)
+        return rows_through(move.slope, x) + move.value + draws(key, factor, x)
+
+    def log_density(
+        self, x_to: Float[Array, " dx"], x_from: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, ""]:
+        move, _ = self._move(x_from, interval)
+        return log_density_of(x_to - move.value, move.noise)
 
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
         dx = x.shape[0]

@@ -142,6 +142,11 @@ class ODE(AbstractDynamics):
         z, _, status = self._solve(x, interval, jacobian=False)
         return jnp.where(interval.gap > 0, jnp.where(status == Status.OK, z, jnp.nan), x)
 
+    def sample_many(
+        self, key: Array, x: Float[Array, "N dx"], interval: Interval
+    ) -> Float[Array, "N dx"]:
+        return jax.vmap(lambda x: self.sample(key, x, interval))(x)
+
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
         check_field(owner, "field", self.field, t, x, u)
 

@@ -14,6 +14,7 @@ from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics.adaptive import solve_flow
 from filterdyn.dynamics.base import AbstractDynamics, Interval, Plan
 from filterdyn.dynamics.diffusion import as_matrix
+from filterdyn.dynamics.gaussian import log_density_of
 from filterdyn.dynamics.ode import check_field
 from filterdyn.dynamics.stepping import (
     check_solver,
@@ -264,6 +265,18 @@ class SDE(AbstractDynamics):
         moved = loop(safe, step, x)
         moved = jnp.where(steps.status == Status.OK, moved, jnp.nan)
         return jnp.where(interval.gap > 0, moved, x)
+
+    def log_density(
+        self, x_to: Float[Array, " dx"], x_from: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, ""]:
+        """That of one Euler step; only with `substeps=1` and `path_solver=diffrax.Euler()`."""
+        one_step = self.substeps == 1 and self.dt is None
+        if not one_step or not isinstance(self.path_solver.value, diffrax.Euler):
+            return super().log_density(x_to, x_from, interval)
+        t, u = interval.time, interval.input
+        mean = x_from + self._drift(t, x_from, u) * interval.gap
+        noise = PSD.from_factor(self._noise(t, x_from, u) * jnp.sqrt(interval.gap))
+        return log_density_of(x_to - mean, noise)
 
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
         check_field(owner, "drift", self.drift, t, x, u)

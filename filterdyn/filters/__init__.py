@@ -10,11 +10,13 @@ from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.filters.results import FilterResult
+from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.unscented import UnscentedKalmanFilter
 from filterdyn.filters.verbs import filter, log_likelihood
 
 __all__ = [
     "AbstractFilter",
+    "AbstractSamplingFilter",
     "AdaptiveNoise",
     "CubatureKalmanFilter",
     "ExtendedKalmanFilter",

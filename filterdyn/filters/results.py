@@ -3,22 +3,38 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from filterdyn.beliefs import Gaussian
 from filterdyn.filters.adaptive import NoiseFactors
-from filterdyn.filters.base import AbstractFilter
 from filterdyn.status import failed_at
+
+
+class SampledRows(eqx.Module):
+    """What the result of a sampling filter holds row by row (see `FilterResult`), and its end."""
+
+    predicted_mean: Float[Array, "T dx"]
+    predicted_variances: Float[Array, "T dx"]
+    predicted_cov: Float[Array, "T dx dx"] | None
+    mean: Float[Array, "T dx"]
+    variances: Float[Array, "T dx"]
+    cov: Float[Array, "T dx dx"] | None
+    diagnostics: dict[str, Array]
+    #: Where the filter stands after the last row.
+    last: Any
 
 
 class FilterResult(eqx.Module):
     """The beliefs of a filter over a series, row by row.
 
     - `times` (T,);
-    - `predicted`, `filtered`: Gaussian beliefs with a leading axis T, before and after each
-      measurement;
-    - `mean` (T, dx), `cov` (T, dx, dx): those of `filtered`;
+    - `predicted`, `filtered`: beliefs with a leading axis T, before and after each measurement;
+      Gaussian, or of an ensemble or particle filter those of its kind, kept only with
+      `history="beliefs"`;
+    - `mean` (T, dx), `cov` (T, dx, dx), `variances` (T, dx), the diagonal of `cov`: those of
+      `filtered`; `predicted_mean`, `predicted_cov`, `predicted_variances`: those of `predicted`. An
+      ensemble or particle filter of more than 64 states keeps no covariances, only variances;
     - `innovations` (T, dy), NaN where the entry is missing, and `innovation_covs` (T, dy, dy). For a
       transformed Gaussian (`LogNormal`) both are in the space where the measurement is Gaussian;
     - `standardized_innovations` (T, dy): L^-1 (innovation), with L L^T its covariance: independent
@@ -30,30 +46,107 @@ class FilterResult(eqx.Module):
     - `status`: an integer of `Status`, `OK` or the first failure, and `failed_at`: its row (-1). From
       that row on beliefs are NaN, and the log-likelihood is `-inf`;
     - `moments_matched`: did a non-Gaussian observation or transition enter by its first two moments?
+    - `effective_sample_sizes` (T,) and `diagnostics`, arrays with a leading axis T by name: of an
+      ensemble or particle filter.
     """
 
     times: Float[Any, " T"]
-    predicted: Gaussian
-    filtered: Gaussian
+    _predicted: Any
+    _filtered: Any
     innovations: Float[Array, "T dy"]
-    innovation_covs: Float[Array, "T dy dy"]
+    _innovation_covs: Float[Array, "T dy dy"] | None
     standardized_innovations: Float[Array, "T dy"]
     outlier_weights: Float[Array, "T dy"] | None
     log_likelihoods: Float[Array, " T"]
     log_likelihood: Float[Array, ""]
     statuses: Int[Array, " T"]
     last_input: Float[Array, " du"] | None
-    filter: AbstractFilter
+    filter: Any
     moments_matched: bool = eqx.field(static=True)
     observation_names: tuple[str, ...] | None = eqx.field(static=True)
+    _rows: SampledRows | None = None
+
+    @property
+    def predicted(self) -> Any:
+        return self._belief("predicted", self._predicted)
+
+    @property
+    def filtered(self) -> Any:
+        return self._belief("filtered", self._filtered)
+
+    def _belief(self, name: str, kept: Any) -> Any:
+        if kept is None:
+            raise ValueError(
+                f"FilterResult: `{name}` was not kept; ask for it with "
+                'fd.filter(..., history="beliefs"), which stores every member or particle of every row '
+                "(`mean`, `variances` and `cov` are there without it)"
+            )
+        return kept
+
+    def _moment(self, kind: str, name: str) -> Any:
+        belief = getattr(self, f"_{kind}")
+        if belief is not None:
+            return getattr(belief, name)
+        found = getattr(self._rows, name if kind == "filtered" else f"predicted_{name}")
+        if found is None:
+            raise ValueError(
+                f"FilterResult: covariances of {self.mean.shape[-1]} states were not kept; use "
+                '`variances`, or fd.filter(..., history="beliefs"), from whose beliefs they are formed'
+            )
+        return found
 
     @property
     def mean(self) -> Float[Array, "T dx"]:
-        return self.filtered.mean
+        return self._moment("filtered", "mean")
 
     @property
     def cov(self) -> Float[Array, "T dx dx"]:
-        return self.filtered.cov
+        return self._moment("filtered", "cov")
+
+    @property
+    def variances(self) -> Float[Array, "T dx"]:
+        return self._moment("filtered", "variances")
+
+    @property
+    def predicted_mean(self) -> Float[Array, "T dx"]:
+        return self._moment("predicted", "mean")
+
+    @property
+    def predicted_cov(self) -> Float[Array, "T dx dx"]:
+        return self._moment("predicted", "cov")
+
+    @property
+    def predicted_variances(self) -> Float[Array, "T dx"]:
+        return self._moment("predicted", "variances")
+
+    @property
+    def innovation_covs(self) -> Float[Array, "T dy dy"]:
+        if self._innovation_covs is None:
+            raise ValueError(
+                f"FilterResult: innovation covariances of {self.innovations.shape[-1]} measurements were "
+                "not kept; `standardized_innovations` and `nis` are there"
+            )
+        return self._innovation_covs
+
+    @property
+    def last(self) -> Any:
+        """The belief after the last row."""
+        if self._rows is None:
+            return jax.tree.map(lambda x: x[-1], self.filtered)
+        return self._rows.last.belief
+
+    @property
+    def diagnostics(self) -> dict[str, Array]:
+        return {} if self._rows is None else self._rows.diagnostics
+
+    @property
+    def effective_sample_sizes(self) -> Float[Array, " T"]:
+        if "effective_sample_size" not in self.diagnostics:
+            raise ValueError(
+                f"FilterResult: {type(self.filter).__name__} has no samples, so no "
+                "`effective_sample_sizes`"
+            )
+        return self.diagnostics["effective_sample_size"]
 
     @property
     def noise_factors(self) -> NoiseFactors | None:

@@ -12,6 +12,12 @@ from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.rows import Row, rows_of
 from filterdyn.filters.running import run
+from filterdyn.filters.sampling import AbstractSamplingFilter
+from filterdyn.filters.sampling_verbs import (
+    compiled_log_likelihood,
+    filter_by_sampling,
+    require_key,
+)
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
 from filterdyn.series import Series
@@ -25,8 +31,9 @@ def check_is_model(owner: str, model: Any) -> None:
 
 def check_is_filter(owner: str, filter: Any) -> None:
     """**Raises:** `TypeError` for anything else, a filter's class among them."""
-    if not isinstance(filter, AbstractFilter):
-        if isinstance(filter, type) and issubclass(filter, AbstractFilter):
+    kinds = (AbstractFilter, AbstractSamplingFilter)
+    if not isinstance(filter, kinds):
+        if isinstance(filter, type) and issubclass(filter, kinds):
             name = filter.__name__
             raise TypeError(
                 f"{owner}: `filter` is the class {name}; expected a filter, such as fd.{name}()"
@@ -38,7 +45,12 @@ def check_is_filter(owner: str, filter: Any) -> None:
 
 
 def prepare(
-    owner: str, model: StateSpaceModel, series: Series, filter: AbstractFilter, t0: Any, u0: Any
+    owner: str,
+    model: StateSpaceModel,
+    series: Series,
+    filter: AbstractFilter | AbstractSamplingFilter,
+    t0: Any,
+    u0: Any,
 ) -> tuple[Row, Plan]:
     """Check the arguments of a verb and lay the series out as rows."""
     check_is_model(owner, model)
@@ -114,7 +126,7 @@ _compiled_log_likelihood = compiled("log_likelihood", _log_likelihood)
 def filter(
     model: StateSpaceModel,
     series: Series,
-    filter: AbstractFilter,
+    filter: AbstractFilter | AbstractSamplingFilter,
     *,
     key: Array | None = None,
     t0: Any = None,
@@ -126,19 +138,23 @@ def filter(
     **Arguments:**
 
     - `model`, `series`, `filter`: what, along which record, and how;
-    - `key`: needed by stochastic filters only;
+    - `key`: a JAX random key, needed by filters that sample (ensemble and particle filters) only;
     - `t0`: when `initial` holds, by default at the first row (no prediction comes before it);
     - `u0` (du,): the input between `t0` and the first row, if `t0` lies before it;
-    - `history`: `"moments"` or `"beliefs"`; Gaussian filters always keep their beliefs.
+    - `history`: `"moments"`, or `"beliefs"` to keep the members or particles of every row too;
+      Gaussian filters always keep their beliefs.
 
     **Returns:** a `FilterResult`.
 
-    **Raises:** `TypeError` if the filter cannot treat the model, `ValueError` for shapes that disagree.
-    What fails in compiled code is in `result.status`.
+    **Raises:** `TypeError` if the filter cannot treat the model, `ValueError` for shapes that disagree
+    and for a `key` that is missing. What fails in compiled code is in `result.status`.
     """
     if history not in ("moments", "beliefs"):
         raise ValueError(f"filter: `history` is {history!r}; expected 'moments' or 'beliefs'")
     rows, plan = prepare("filter", model, series, filter, t0, u0)
+    require_key("filter", filter, key)
+    if isinstance(filter, AbstractSamplingFilter):
+        return filter_by_sampling(model, series, rows, plan, filter, key, history)
     kept, log_likelihood, last_input, matched = _compiled_filter(model, rows, plan, filter)
     predicted, filtered, innovations, covs, standardized, weights, log_likelihoods, statuses = kept
     return FilterResult(
@@ -162,7 +178,7 @@ def filter(
 def log_likelihood(
     model: StateSpaceModel,
     series: Series,
-    filter: AbstractFilter,
+    filter: AbstractFilter | AbstractSamplingFilter,
     *,
     key: Array | None = None,
     t0: Any = None,
@@ -174,4 +190,7 @@ def log_likelihood(
     `filter`. Differentiable in everything the model holds or closes over, in both modes and twice.
     """
     rows, plan = prepare("log_likelihood", model, series, filter, t0, u0)
+    require_key("log_likelihood", filter, key)
+    if isinstance(filter, AbstractSamplingFilter):
+        return compiled_log_likelihood(model, rows, plan, filter, key)
     return _compiled_log_likelihood(model, rows, plan, filter)

@@ -14,9 +14,12 @@ from numpyro.distributions import constraints
 from filterdyn._checks import float_array, is_traced
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
-from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters import sampling_scan
 from filterdyn.filters.rows import Row, rows_of
 from filterdyn.filters.running import run
+from filterdyn.filters.sampling import AbstractSamplingFilter
+from filterdyn.filters.sampling_verbs import require_key
+from filterdyn.filters.stepping import AnyFilter
 from filterdyn.filters.verbs import check_is_filter, check_is_model, check_model
 from filterdyn.inference.support import SeriesSupport, series_support
 from filterdyn.model import StateSpaceModel
@@ -53,7 +56,7 @@ class ObservedSeries(dist.Distribution):
         times: Any,
         inputs: Any = None,
         *,
-        filter: AbstractFilter,
+        filter: AnyFilter,
         key: Array | None = None,
         t0: Any = None,
         u0: Any = None,
@@ -64,7 +67,8 @@ class ObservedSeries(dist.Distribution):
 
         - `model`: one model, or a batch of shape (S,);
         - `times` (T,), or (S, T); `inputs` (T, du) or (S, T, du), as in a `Series`;
-        - `filter`: whose likelihood it is; `key`: needed by stochastic filters only;
+        - `filter`: whose likelihood it is; `key`: needed by filters that sample only, whose likelihood
+          is an estimate: the same key at every evaluation makes it a function of the parameters;
         - `t0`, `u0`: as for `filter`;
         - `batch_shape`: `()` for one model on one timeline, `(S,)` for a batch; never inferred.
 
@@ -73,6 +77,7 @@ class ObservedSeries(dist.Distribution):
         """
         check_is_model(_NAME, model)
         check_is_filter(_NAME, filter)
+        require_key(_NAME, filter, key)
         batch_shape = tuple(int(n) for n in batch_shape)
         if model.batch_shape not in ((), batch_shape):
             raise ValueError(
@@ -155,7 +160,7 @@ class ObservedSeries(dist.Distribution):
         flat = value.reshape(-1, *self.batch_shape, *self.event_shape)
         rows, plan = self._rows(value)
         out = _compiled_log_density(
-            self.model, rows, plan, self.filter, self.batch_shape, flat, pointwise
+            self.model, rows, plan, self.filter, self.key, self.batch_shape, flat, pointwise
         )
         return out.reshape(*lead, *out.shape[1 + len(self.batch_shape) :])
 
@@ -181,9 +186,9 @@ def _over_batch(
     model: StateSpaceModel,
     rows: Row,
     batch_shape: tuple[int, ...],
-    each: Array,
+    each: Any,
 ) -> Array:
-    """`function(model, rows, one)` for all of `each` (n, *batch_shape, ...)."""
+    """`function(model, rows, one)` for all of `each`, arrays (n, *batch_shape, ...)."""
     axes = (
         eqx.if_array(0) if model.batch_shape else None,
         eqx.if_array(0) if rows.time.ndim > 1 else None,
@@ -191,8 +196,8 @@ def _over_batch(
     )
     for _ in batch_shape:
         function = eqx.filter_vmap(function, in_axes=axes)
-    if len(each) == 1:
-        return function(model, rows, each[0])[None]
+    if len(jax.tree.leaves(each)[0]) == 1:
+        return function(model, rows, jax.tree.map(lambda x: x[0], each))[None]
     return eqx.filter_vmap(function, in_axes=(None, None, 0))(model, rows, each)
 
 
@@ -200,19 +205,31 @@ def _log_density(
     model: StateSpaceModel,
     rows: Row,
     plan: Plan,
-    filter: AbstractFilter,
+    filter: AnyFilter,
+    key: Array | None,
     batch_shape: tuple[int, ...],
     values: Array,
     pointwise: bool,
 ) -> Array:
-    def one(model: StateSpaceModel, rows: Row, y: Array) -> Array:
+    def one(model: StateSpaceModel, rows: Row, given: tuple[Array, Array | None]) -> Array:
+        y, key = given
         rows = rows._replace(observation=y.astype(rows.observation.dtype))
         check_model(_NAME, model, rows)
         keep = lambda record: record.log_likelihood if pointwise else None
-        _, total, each = run(filter, model, rows, plan, keep)
+        if isinstance(filter, AbstractSamplingFilter):
+            assert key is not None
+            _, total, each = sampling_scan.run(filter, model, rows, plan, key, keep)
+        else:
+            _, total, each = run(filter, model, rows, plan, keep)
         return each if pointwise else total
 
-    return _over_batch(one, model, rows, batch_shape, values)
+    if not isinstance(filter, AbstractSamplingFilter):
+        return _over_batch(one, model, rows, batch_shape, (values, None))
+    # Series of a batch have keys of their own; one without a batch has that of `filter`.
+    assert key is not None
+    keys = jax.random.split(key, batch_shape) if batch_shape else key
+    keys = jnp.broadcast_to(keys, (len(values), *keys.shape))
+    return _over_batch(one, model, rows, batch_shape, (values, keys))
 
 
 def _sample(

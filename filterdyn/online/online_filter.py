@@ -10,12 +10,13 @@ from jaxtyping import Array, Float, Int
 
 from filterdyn._checks import as_numbers, check_shape, is_traced
 from filterdyn._compile import inside_a_trace
-from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Plan
-from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.results import squared_norm
 from filterdyn.filters.rows import Row, clock_status
-from filterdyn.filters.scan import State, add, finite_term, step
+from filterdyn.filters.sampling_scan import FULL, SamplingState
+from filterdyn.filters.sampling_verbs import require_key
+from filterdyn.filters.scan import State, add, finite_term
+from filterdyn.filters.stepping import AnyFilter, start, step
 from filterdyn.filters.verbs import check_is_filter, check_is_model, check_model
 from filterdyn.forecasting import Forecast, forecast_from
 from filterdyn.model import StateSpaceModel
@@ -36,13 +37,13 @@ class OnlineState(NamedTuple):
 
     time: Any
     input: Float[Array, " du"] | None
-    filter_state: State
+    filter_state: State | SamplingState
     total: Float[Array, ""]
     #: What rounding took from `total` (Neumaier 1974).
     lost: Float[Array, ""]
 
     @property
-    def belief(self) -> Gaussian:
+    def belief(self) -> Any:
         return self.filter_state.belief
 
     @property
@@ -72,16 +73,21 @@ class StepResult(NamedTuple):
     - `nis`: normalised innovation squared, chi-square with as many degrees of freedom as there are
       observed entries if the model is right; NaN if all is missing;
     - `status`: an integer of `Status`. After a failure everything else is NaN, the log-likelihood
-      `-inf`, and the state stays at its last good belief.
+      `-inf`, and the state stays at its last good belief;
+    - `diagnostics`: of an ensemble or particle filter, by name (`effective_sample_size`, ...).
+
+    An ensemble or particle filter of more than 64 states gives `None` as `cov`, of more than 64
+    measurements as `innovation_cov`.
     """
 
     mean: Float[Array, " dx"]
-    cov: Float[Array, "dx dx"]
+    cov: Float[Array, "dx dx"] | None
     innovation: Float[Array, " dy"]
-    innovation_cov: Float[Array, "dy dy"]
+    innovation_cov: Float[Array, "dy dy"] | None
     log_likelihood: Float[Array, ""]
     nis: Float[Array, ""]
     status: Int[Array, ""]
+    diagnostics: Any = None
 
 
 class OnlineFilter:
@@ -95,7 +101,7 @@ class OnlineFilter:
     The state is a value: keep it, copy it, go back to it. One compilation serves all steps.
     """
 
-    def __init__(self, model: StateSpaceModel, filter: AbstractFilter):
+    def __init__(self, model: StateSpaceModel, filter: AnyFilter):
         """**Raises:** `TypeError` if the filter cannot treat the model; `ValueError` for dynamics with
         `dt` and without `max_substeps`: how long a gap will be is not known beforehand."""
         check_is_model(_NAME, model)
@@ -113,8 +119,10 @@ class OnlineFilter:
 
         **Arguments:** `t0`: when `initial` holds; a first measurement at `t0` meets it without a
         prediction, a later one after it. `u0` (du,): the input from `t0` to the first measurement.
-        `key`: needed by stochastic filters only.
+        `key`: a random key, needed by filters that sample only; it is carried in the state, so that a
+        stream repeats the numbers of `fd.filter(..., key=key)`.
         """
+        require_key(f"{_NAME}.init", self.filter, key)
         dtype = self.model.dtype()
         if not is_traced(t0):
             t0 = np.float64(t0)
@@ -123,8 +131,8 @@ class OnlineFilter:
         if u0 is not None:
             u0 = self._vector("u0", u0, dtype, lambda x: ~np.isfinite(x), "NaN or infinite entries")
         zero = jnp.zeros((), dtype)
-        start = State(self.filter.init(self.model, dtype), jnp.int32(Status.OK))
-        return OnlineState(t0, u0, start, zero, zero)
+        begin = start(self.filter, self.model, dtype, key)
+        return OnlineState(t0, u0, begin, zero, zero)
 
     def step(
         self, state: OnlineState, t: Any, y: Any, u: Any = None
@@ -181,14 +189,16 @@ class OnlineFilter:
         table = model.dynamics.tabulate(plan)
         new, record = step(filter, model, table, filter_state, row)
         total, lost = add(total, lost, finite_term(record))
+        sampled = isinstance(new, SamplingState)
         result = StepResult(
             record.filtered.mean,
-            record.filtered.cov,
+            None if sampled and model.dx > FULL else record.filtered.cov,
             record.innovation,
-            record.innovation_cov,
+            None if sampled and dy[0] > FULL else record.innovation_cov,
             record.log_likelihood,
             squared_norm(record.standardized),
             record.status,
+            record.diagnostics if sampled else None,
         )
         return (new, total, lost), result
 

@@ -5,7 +5,6 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Float, Int
 
-from filterdyn.beliefs import Gaussian
 from filterdyn.status import failed_at
 
 
@@ -13,9 +12,10 @@ class SmootherResult(eqx.Module):
     """The beliefs given the whole series, row by row.
 
     - `times` (T,);
-    - `smoothed`: Gaussian beliefs with a leading axis T; `mean` (T, dx) and `cov` (T, dx, dx) are
-      theirs;
-    - `lag_one_covs` (T - 1, dx, dx): Cov(x_{k+1}, x_k) given the whole series;
+    - `smoothed`: beliefs with a leading axis T, of the filter's kind; `mean` (T, dx) and `cov`
+      (T, dx, dx) are theirs;
+    - `lag_one_covs` (T - 1, dx, dx): Cov(x_{k+1}, x_k) given the whole series; `None` where the
+      beliefs are samples;
     - `log_likelihood`: that of the filter, or of the affine model of the last of several `iterations`;
     - `changes` (iterations - 1,): how far each further iteration moved the means, at most, in standard
       deviations. They go to zero where the iterations converge;
@@ -24,8 +24,8 @@ class SmootherResult(eqx.Module):
     """
 
     times: Float[Any, " T"]
-    smoothed: Gaussian
-    lag_one_covs: Float[Array, "T_minus_1 dx dx"]
+    smoothed: Any
+    lag_one_covs: Float[Array, "T_minus_1 dx dx"] | None
     log_likelihood: Float[Array, ""]
     changes: Float[Array, " iterations_minus_1"]
     statuses: Int[Array, " T"]

@@ -15,6 +15,8 @@ from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.rows import Row
 from filterdyn.filters.running import run
+from filterdyn.filters.sampling import AbstractSamplingFilter
+from filterdyn.filters.sampling_verbs import require_key
 from filterdyn.filters.verbs import check_model, moments_are_matched, prepare
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import Series
@@ -22,6 +24,7 @@ from filterdyn.smoothers.iterated import Smoothed, smooth_again, with_start
 from filterdyn.smoothers.parallel import smooth_in_parallel
 from filterdyn.smoothers.rauch_tung_striebel import keep, sample_backward, smooth_backward
 from filterdyn.smoothers.results import SmootherResult
+from filterdyn.smoothers.sampling import sample_paths_by_sampling, smooth_by_sampling
 from filterdyn.status import Status
 
 
@@ -79,7 +82,7 @@ _compiled_sample_paths = compiled("sample_paths", _sample_paths)
 def smooth(
     model: StateSpaceModel,
     series: Series,
-    filter: AbstractFilter,
+    filter: AbstractFilter | AbstractSamplingFilter,
     *,
     key: Array | None = None,
     t0: Any = None,
@@ -111,6 +114,9 @@ def smooth(
     """
     iterations = check_count("smooth", "iterations", iterations)
     rows, plan = prepare("smooth", model, series, filter, t0, u0)
+    if isinstance(filter, AbstractSamplingFilter):
+        require_key("smooth", filter, key)
+        return smooth_by_sampling(filter, model, series, rows, plan, key)
     if iterations > 1 and getattr(filter, "adaptive", None) is not None:
         raise ValueError(
             "smooth: `iterations` is more than 1, and `filter` has AdaptiveNoise; noise that changes "
@@ -132,7 +138,7 @@ def smooth(
 def sample_paths(
     model: StateSpaceModel,
     series: Series,
-    filter: AbstractFilter,
+    filter: AbstractFilter | AbstractSamplingFilter,
     *,
     key: Array,
     num_samples: int,
@@ -152,4 +158,6 @@ def sample_paths(
     num_samples = check_count("sample_paths", "num_samples", num_samples)
     check_key("sample_paths", key)
     rows, plan = prepare("sample_paths", model, series, filter, t0, u0)
+    if isinstance(filter, AbstractSamplingFilter):
+        return sample_paths_by_sampling(filter, model, rows, plan, key, num_samples)
     return _compiled_sample_paths(model, rows, plan, filter, key, num_samples)

@@ -1,4 +1,4 @@
-"""What a filter carries from one instant to the next: a distribution of the state."""
+"""A Gaussian distribution of the state."""
 
 from typing import Any
 
@@ -59,6 +59,11 @@ class Gaussian(eqx.Module):
     def cov(self) -> Float[Array, "*T dx dx"]:
         """The covariance, (dx, dx); infinite where the belief is diffuse."""
         return self.spread.full
+
+    @property
+    def variances(self) -> Float[Array, "*T dx"]:
+        """The diagonal of `cov`."""
+        return jnp.diagonal(self.cov, axis1=-2, axis2=-1)
 
     @property
     def factor(self) -> Float[Array, "*T dx dx"]:
