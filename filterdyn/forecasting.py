@@ -12,7 +12,7 @@ from filterdyn._checks import check_count, is_traced
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
 from filterdyn.filters.base import AbstractFilter
-from filterdyn.filters.predicted import PredictedObservation
+from filterdyn.filters.predicted import PredictedObservation, SampledObservation
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.rows import Row, rows_of
 from filterdyn.filters.sampling import AbstractSamplingFilter
@@ -48,20 +48,13 @@ class Forecast(eqx.Module):
     observation_cov: Float[Array, "H dy dy"] | None
     samples: Float[Array, "num_samples H dy"] | None
     status: Int[Array, ""]
-    predicted: PredictedObservation | None
+    predicted: PredictedObservation | SampledObservation
 
     def observation_interval(
         self, probability: float
     ) -> tuple[Float[Array, "H dy"], Float[Array, "H dy"]]:
         """Lower and upper end of the central interval of each measurement."""
-        if self.predicted is not None:
-            return self.predicted.interval(probability)
-        if not 0 < probability < 1:
-            raise ValueError(f"interval: `probability` is {probability}; expected 0 < p < 1")
-        assert self.samples is not None
-        ends = jnp.asarray([0.5 - 0.5 * probability, 0.5 + 0.5 * probability])
-        low, high = jnp.quantile(self.samples, ends.astype(self.samples.dtype), axis=0)
-        return low, high
+        return self.predicted.interval(probability)
 
 
 def _forecast(
@@ -131,7 +124,8 @@ def _forecast_by_sampling(
     samples = jnp.where(status == Status.OK, samples, jnp.nan)
     if seen is None:
         seen = (samples.mean(0), None)
-    return Forecast(times, mean, cov, *seen, samples, status, None)
+    predicted = SampledObservation(samples)
+    return Forecast(times, mean, cov, seen[0], seen[1], samples, status, predicted)
 
 
 def forecast_from(
@@ -160,7 +154,7 @@ def forecast_from(
         )
     rows, plan = rows_of("forecast", model, series, last_time, last_input, dtype)
     if isinstance(filter, AbstractSamplingFilter):
-        assert key is not None
+        assert key is not None and isinstance(state, SamplingState)
         return _forecast_by_sampling(
             model, series.times, state, rows, plan, filter, key, num_samples
         )
@@ -197,7 +191,8 @@ def forecast(
         raise TypeError(
             f"forecast: `result` is {type(result).__name__}; expected what fd.filter returned"
         )
-    last = State(result.last, result.statuses[-1])
+    rows = result._rows
+    last = State(result.last, result.statuses[-1]) if rows is None else rows.last
     return forecast_from(
         model,
         result.filter,

@@ -54,5 +54,31 @@ class PredictedObservation(eqx.Module):
         return _view(self).push_forward(self.loc + noise @ factor_of(self.cov).T)
 
 
+class SampledObservation(eqx.Module):
+    """A measurement that has not come yet, as draws of it: `values` (num_samples, *T, dy)."""
+
+    values: Float[Array, "S *T dy"]
+
+    @property
+    def loc(self) -> Float[Array, "*T dy"]:
+        """The median."""
+        return jnp.median(self.values, axis=0)
+
+    @property
+    def transforms(self) -> tuple[Any, ...]:
+        return ()
+
+    def interval(self, probability: float) -> tuple[Float[Array, "*T dy"], Float[Array, "*T dy"]]:
+        """Lower and upper end of the central interval of each entry of y, by quantiles.
+
+        **Raises:** `ValueError` unless 0 < `probability` < 1.
+        """
+        if not 0 < probability < 1:
+            raise ValueError(f"interval: `probability` is {probability}; expected 0 < p < 1")
+        ends = (0.5 - 0.5 * probability, 0.5 + 0.5 * probability)
+        low, high = jnp.quantile(self.values, jnp.asarray(ends, self.values.dtype), axis=0)
+        return low, high
+
+
 def _view(one: PredictedObservation) -> GaussianView:
     return GaussianView(one.loc, one.cov, one.transforms)

@@ -1,6 +1,6 @@
 """What filtering a series gives."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,15 +11,19 @@ from filterdyn.filters.adaptive import NoiseFactors
 from filterdyn.status import failed_at
 
 
-class SampledRows(eqx.Module):
-    """What the result of a sampling filter holds row by row (see `FilterResult`), and its end."""
+class SampledMoments(NamedTuple):
+    """Moments of a belief that is not kept itself; no covariance where there are many states."""
 
-    predicted_mean: Float[Array, "T dx"]
-    predicted_variances: Float[Array, "T dx"]
-    predicted_cov: Float[Array, "T dx dx"] | None
     mean: Float[Array, "T dx"]
     variances: Float[Array, "T dx"]
     cov: Float[Array, "T dx dx"] | None
+
+
+class SampledRows(eqx.Module):
+    """What the result of a sampling filter holds row by row, and its end."""
+
+    predicted: SampledMoments
+    filtered: SampledMoments
     diagnostics: dict[str, Array]
     #: Where the filter stands after the last row.
     last: Any
@@ -87,7 +91,7 @@ class FilterResult(eqx.Module):
         belief = getattr(self, f"_{kind}")
         if belief is not None:
             return getattr(belief, name)
-        found = getattr(self._rows, name if kind == "filtered" else f"predicted_{name}")
+        found = getattr(getattr(self._rows, kind), name)
         if found is None:
             raise ValueError(
                 f"FilterResult: covariances of {self.mean.shape[-1]} states were not kept; use "

@@ -17,7 +17,7 @@ from filterdyn.filters.sampling import (
     SamplingStep,
     finite_status,
 )
-from filterdyn.filters.scan import add, finite_term, first_failure, is_finite, select
+from filterdyn.filters.scan import add, first_failure, is_finite, select
 from filterdyn.model import StateSpaceModel
 from filterdyn.status import Status
 
@@ -28,13 +28,13 @@ FULL = 64
 
 
 class SamplingState(NamedTuple):
-    """What a sampling filter carries from row to row: all randomness of a row is in `key` and `count`."""
+    """What a sampling filter carries from row to row: all randomness of a row is in `key` and `done`."""
 
     belief: Any
     status: Int[Array, ""]
-    key: Array
+    key: Any
     #: Rows so far.
-    count: Int[Array, ""]
+    done: Int[Array, ""]
 
 
 class SamplingRecord(NamedTuple):
@@ -68,11 +68,11 @@ def step(
     row: Row,
 ) -> tuple[SamplingState, SamplingRecord]:
     """One row with random numbers of its own. After a failure the belief stays at its last good value."""
-    count = state.count + 1
-    key = jax.random.fold_in(state.key, count)
+    done = state.done + 1
+    key = jax.random.fold_in(state.key, done)
     belief = state.belief
     if filter.truncation is not None:
-        cut = state.count % filter.truncation == 0
+        cut = state.done % filter.truncation == 0
         belief = select(cut, jax.lax.stop_gradient(belief), belief)
     interval = Interval(row.time_from, row.gap, row.input_from, row.plan, table)
     measurement = Measurement(row.time, row.input, row.observation)
@@ -83,16 +83,17 @@ def step(
     status = first_failure(state.status, row.status, new.status, finite_status(new.belief), failure)
     fine = status == Status.OK
     record = SamplingRecord(
-        *_visible(
-            fine,
-            (new.predicted, new.belief, new.innovation, new.innovation_cov, new.standardized),
-        ),
+        _visible(fine, new.predicted),
+        _visible(fine, new.belief),
+        _visible(fine, new.innovation),
+        _visible(fine, new.innovation_cov),
+        _visible(fine, new.standardized),
         jnp.where(fine, log_likelihood, -jnp.inf),
         _visible(fine, new.diagnostics),
         status,
         fine,
     )
-    return SamplingState(select(fine, new.belief, belief), status, state.key, count), record
+    return SamplingState(select(fine, new.belief, belief), status, state.key, done), record
 
 
 def _visible(fine: Bool[Array, ""], tree: Any) -> Any:
@@ -123,7 +124,8 @@ def run(
     # (The key stays outside of what is differentiated.)
     def one(state: SamplingState, row: Row) -> tuple[SamplingState, Any]:
         new, record = step(filter, model, table, state._replace(key=key), row)
-        return new._replace(key=None), (finite_term(record), keep(record))
+        term = jnp.where(record.fine, record.log_likelihood, 0.0)
+        return new._replace(key=None), (term, keep(record))
 
     blank = begin._replace(key=None)
     first = jax.tree.map(lambda x: x[0], rows)

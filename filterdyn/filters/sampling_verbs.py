@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from filterdyn._checks import check_key
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
-from filterdyn.filters.results import FilterResult, SampledRows
+from filterdyn.filters.results import FilterResult, SampledMoments, SampledRows
 from filterdyn.filters.rows import Row
 from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.sampling_scan import FULL, SamplingRecord, run
@@ -17,8 +17,11 @@ from filterdyn.model import StateSpaceModel
 from filterdyn.series import Series
 
 
-def require_key(owner: str, filter: Any, key: Any) -> None:
-    """**Raises:** `ValueError` if a filter that samples gets no key, `TypeError` for what is none."""
+def require_key(owner: str, filter: Any, key: Any) -> Any:
+    """The key.
+
+    **Raises:** `ValueError` if a filter that samples gets no key, `TypeError` for what is none.
+    """
     if isinstance(filter, AbstractSamplingFilter) and key is None:
         raise ValueError(
             f"{owner}: `key` is missing; {type(filter).__name__} draws random numbers (give "
@@ -26,6 +29,7 @@ def require_key(owner: str, filter: Any, key: Any) -> None:
         )
     if key is not None:
         check_key(owner, key)
+    return key
 
 
 def matches_moments(filter: AbstractSamplingFilter, model: StateSpaceModel, rows: Row) -> bool:
@@ -64,7 +68,7 @@ def _filter(
         moments = []
         for belief in (r.predicted, r.filtered):
             cov = belief.cov if model.dx <= FULL else None
-            moments.extend([belief.mean, belief.variances, cov])
+            moments.append(SampledMoments(belief.mean, belief.variances, cov))
         whole = (r.predicted, r.filtered) if beliefs else (None, None)
         cov = r.innovation_cov if dy <= FULL else None
         row = (r.innovation, cov, r.standardized, r.log_likelihood, r.status)
@@ -98,7 +102,7 @@ def filter_by_sampling(
     kept, last, log_likelihood, matched = _compiled_filter(
         model, rows, plan, filter, key, history == "beliefs"
     )
-    (predicted, filtered), row, moments, diagnostics = kept
+    (predicted, filtered), row, (before, after), diagnostics = kept
     innovations, covs, standardized, log_likelihoods, statuses = row
     return FilterResult(
         series.times,
@@ -115,5 +119,5 @@ def filter_by_sampling(
         filter,
         matched,
         series.observation_names,
-        SampledRows(*moments, diagnostics, last),
+        SampledRows(before, after, diagnostics, last),
     )

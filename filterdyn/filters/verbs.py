@@ -152,7 +152,7 @@ def filter(
     if history not in ("moments", "beliefs"):
         raise ValueError(f"filter: `history` is {history!r}; expected 'moments' or 'beliefs'")
     rows, plan = prepare("filter", model, series, filter, t0, u0)
-    require_key("filter", filter, key)
+    key = require_key("filter", filter, key)
     if isinstance(filter, AbstractSamplingFilter):
         return filter_by_sampling(model, series, rows, plan, filter, key, history)
     kept, log_likelihood, last_input, matched = _compiled_filter(model, rows, plan, filter)
@@ -190,7 +190,7 @@ def log_likelihood(
     `filter`. Differentiable in everything the model holds or closes over, in both modes and twice.
     """
     rows, plan = prepare("log_likelihood", model, series, filter, t0, u0)
-    require_key("log_likelihood", filter, key)
+    key = require_key("log_likelihood", filter, key)
     if isinstance(filter, AbstractSamplingFilter):
         return compiled_log_likelihood(model, rows, plan, filter, key)
     return _compiled_log_likelihood(model, rows, plan, filter)

@@ -12,6 +12,7 @@ from filterdyn._compile import compiled
 from filterdyn.beliefs import Gaussian
 from filterdyn.filters import FilterResult, PredictedObservation
 from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters.predicted import SampledObservation
 from filterdyn.filters.verbs import check_is_model
 from filterdyn.forecasting import Forecast
 from filterdyn.model import StateSpaceModel
@@ -231,7 +232,7 @@ def _label(result: FilterResult, probability: float) -> str:
 def _draw(
     axes: np.ndarray,
     times: Any,
-    predicted: PredictedObservation,
+    predicted: PredictedObservation | SampledObservation,
     probability: float,
     colour: str,
     label: str,

@@ -115,7 +115,7 @@ def smooth(
     iterations = check_count("smooth", "iterations", iterations)
     rows, plan = prepare("smooth", model, series, filter, t0, u0)
     if isinstance(filter, AbstractSamplingFilter):
-        require_key("smooth", filter, key)
+        key = require_key("smooth", filter, key)
         return smooth_by_sampling(filter, model, series, rows, plan, key)
     if iterations > 1 and getattr(filter, "adaptive", None) is not None:
         raise ValueError(
