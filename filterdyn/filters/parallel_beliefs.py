@@ -43,6 +43,8 @@ def _beliefs(whole: Element, origin: Array) -> Gaussian:
 
 #: Iterations go on until they change this much less than the tolerance.
 _MARGIN = 1e-3
+#: Rows in a stretch of the first guess, and how often it is gone over.
+_STRETCH, _ROUNDS = 32, 4
 
 
 def iterated(
@@ -54,6 +56,9 @@ def iterated(
     predicted one, and the affine model is filtered by an associative scan, again and again. The fixed
     point is the sequential filter. Row k is right after k + 1 iterations at the latest, whatever
     becomes of later rows, because none depends on these.
+
+    An affine model far from the truth can be arbitrarily wrong, so the first guess is made by the
+    filter itself (`_guessed`).
     """
 
     def everything(start: Gaussian, rows: Row) -> tuple[Gaussian, Array]:
@@ -68,8 +73,8 @@ def iterated(
 def _iterated(
     filter: ParallelGaussianFilter, model: StateSpaceModel, table: Any, start: Gaussian, rows: Row
 ) -> tuple[Gaussian, Int[Array, ""]]:
-    dtype, count = rows.observation.dtype, rows.observation.shape[0]
     affine, along = anchored_model(model), ParallelKalmanFilter()
+    dtype = rows.observation.dtype
     tolerance = filter.tolerance_in(dtype)
 
     def sweep(predicted: Gaussian, filtered: Gaussian) -> tuple[Gaussian, Gaussian]:
@@ -96,13 +101,48 @@ def _iterated(
         still = (last <= tolerance) & (last >= 0.5 * previous)
         return (i < filter.max_iterations) & ~(last <= _MARGIN * tolerance) & ~still
 
-    everywhere = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), start)
     infinity = jnp.asarray(jnp.inf, dtype)
-    begin = ((everywhere, everywhere), infinity, infinity, jnp.int32(0))
+    begin = (_guessed(filter, model, table, start, rows), infinity, infinity, jnp.int32(0))
     (_, filtered), _, last, _ = jax.lax.while_loop(unfinished, body, begin)
     converged = last <= tolerance
     status = jnp.where(converged, Status.OK, Status.ITERATIONS_NOT_CONVERGED)
     return filtered, status.astype(jnp.int32)
+
+
+def _guessed(
+    filter: ParallelGaussianFilter, model: StateSpaceModel, table: Any, start: Gaussian, rows: Row
+) -> tuple[Gaussian, Gaussian]:
+    """Predicted and filtered beliefs of a filter that has forgotten what came a hundred rows before.
+
+    Stretches of 32 rows are filtered one row after the other, all stretches at once: first each from
+    the start, then from where the stretch before has ended. After four rounds the first 128 rows are
+    those of the sequential filter, and every other one has seen at least the 96 rows before it.
+    """
+    count = rows.observation.shape[0]
+    stretches = -(-count // _STRETCH)
+    length = min(count, _STRETCH)
+
+    def fold(x: Array) -> Array:
+        pad = jnp.repeat(x[-1:], stretches * length - count, axis=0)
+        return jnp.concatenate([x, pad]).reshape(stretches, length, *x.shape[1:])
+
+    def one(belief: Gaussian, row: Row) -> tuple[Gaussian, tuple[Gaussian, Gaussian]]:
+        state, record = step(filter, model, table, State(belief, jnp.int32(Status.OK)), row)
+        predicted = select(record.fine, record.predicted, state.belief)
+        return state.belief, (predicted, state.belief)
+
+    folded = jax.tree.map(fold, rows)
+    along = jax.vmap(lambda begin, rows: jax.lax.scan(one, begin, rows))
+
+    def again(carry: tuple[Gaussian, Any], _: Any) -> tuple[tuple[Gaussian, Any], None]:
+        ends, beliefs = along(carry[0], folded)
+        return (before(start, ends), beliefs), None
+
+    begins = jax.tree.map(lambda x: jnp.broadcast_to(x, (stretches, *x.shape)), start)
+    shapes = jax.eval_shape(along, begins, folded)[1]
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (_, beliefs), _ = jax.lax.scan(again, (begins, nothing), None, length=_ROUNDS)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], beliefs)
 
 
 def _change(old: Gaussian, new: Gaussian) -> Float[Array, " T"]:
