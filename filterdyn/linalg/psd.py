@@ -109,11 +109,14 @@ class PSD(eqx.Module):
         return image if self.diffuse is None else self.diffuse.seen_through(h, image)
 
     @property
-    def root(self) -> Float[Array, "n n"]:
+    def root(self) -> Float[Array, "*T n n"]:
         """A factor S, computed where there is none. It carries no derivative."""
         if self.factor is not None:
             return self.factor
-        return factor_of(jax.lax.stop_gradient(self.matrix))
+        factors = factor_of
+        for _ in range(self.matrix.ndim - 2):
+            factors = jax.vmap(factors)
+        return factors(jax.lax.stop_gradient(self.matrix))
 
     @property
     def carrier(self) -> Float[Array, "n n"]:
