@@ -1,11 +1,13 @@
 """Stochastic differential equations in the sense of Ito."""
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax
 from jaxtyping import Array, Float, Int
 
 from filterdyn._callables import Function, Held, hold_function
@@ -13,6 +15,7 @@ from filterdyn._checks import check_finite, float_array
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics.adaptive import solve_flow
 from filterdyn.dynamics.base import AbstractDynamics, Interval, Plan
+from filterdyn.dynamics.brownian import GivenIncrement, levy_area_for, numbers_for
 from filterdyn.dynamics.diffusion import as_matrix
 from filterdyn.dynamics.gaussian import log_density_of
 from filterdyn.dynamics.ode import check_field
@@ -245,21 +248,60 @@ class SDE(AbstractDynamics):
         return Affine(end.mean, flow, noise), status
 
     def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
-        t, solver = interval.time, self.path_solver.value
-        width = jax.eval_shape(lambda: self._noise(t, x, interval.input)).shape[1]
-        steps = steps_in(interval, self.substeps, interval.table or 0)
+        levy_area = levy_area_for(self.path_solver.value)
+        width = jax.eval_shape(lambda: self._noise(interval.time, x, interval.input)).shape[1]
         shape = jax.ShapeDtypeStruct((width,), x.dtype)
-        path = diffrax.UnsafeBrownianPath(shape, key, levy_area=_levy_area(solver))
-        if isinstance(self.diffusion, Held):
-            noise = lambda s, x, u: self._noise(t + s, x, u)
-        else:
-            noise = lambda s, x, u: self._noise(t, jnp.zeros_like(x), u)
-        terms: Any = diffrax.MultiTerm(
-            diffrax.ODETerm(lambda s, x, u: self._drift(t + s, x, u)),
-            diffrax.ControlTerm(noise, path),
-        )
-        u = interval.input
-        step = lambda x, i, length: solver_step(terms, solver, i * steps.length, length, x, u)[0]
+        path = diffrax.UnsafeBrownianPath(shape, key, levy_area=levy_area)
+        step = self._path_step(interval)
+        return self._along(interval, x, lambda x, i, length: step(path, x, i * length, length))
+
+    def sample_many(
+        self, key: Array, x: Float[Array, "N dx"], interval: Interval
+    ) -> Float[Array, "N dx"]:
+        levy_area = levy_area_for(self.path_solver.value)
+        width = jax.eval_shape(lambda: self._noise(interval.time, x[0], interval.input)).shape[1]
+        shape = (len(x), numbers_for(levy_area), width)
+        step = self._path_step(interval)
+
+        def body(x: Array, i: Array, length: Array) -> Array:
+            normals = jax.random.normal(jax.random.fold_in(key, i), shape, x.dtype)
+
+            def one(x: Array, normals: Array) -> Array:
+                return step(GivenIncrement(normals, levy_area), x, i * length, length)
+
+            return jax.vmap(one)(x, normals)
+
+        return self._along(interval, x, body)
+
+    def _path_step(self, interval: Interval) -> Callable[..., Array]:
+        """One step of the path solver from a state, with the increments of a Brownian path."""
+        t, u, solver = interval.time, interval.input, self.path_solver.value
+
+        def noise(s: Array, x: Array, u: Any) -> Any:
+            if isinstance(self.diffusion, Held):
+                value = jnp.asarray(self.diffusion(t + s, x, u), x.dtype)
+            else:
+                value = self.diffusion.astype(x.dtype)
+            if value.ndim < 2:  # so that no matrix of many states is formed
+                return lineax.DiagonalLinearOperator(jnp.broadcast_to(value, x.shape))
+            return value
+
+        def step(
+            path: diffrax.AbstractBrownianPath, x: Array, start: Array, length: Array
+        ) -> Array:
+            terms: Any = diffrax.MultiTerm(
+                diffrax.ODETerm(lambda s, x, u: self._drift(t + s, x, u)),
+                diffrax.ControlTerm(noise, path),
+            )
+            return solver_step(terms, solver, start, length, x, u)[0]
+
+        return step
+
+    def _along(
+        self, interval: Interval, x: Array, step: Callable[[Array, Array, Array], Array]
+    ) -> Array:
+        """The path over a gap, step by step; over a gap of 0 it stays where it is."""
+        steps = steps_in(interval, self.substeps, interval.table or 0)
         # Gap 0: a positive stand-in, because a Brownian increment needs an interval.
         safe = steps._replace(length=jnp.where(interval.gap > 0, steps.length, 1.0))
         moved = loop(safe, step, x)
@@ -296,10 +338,3 @@ def _constant(owner: str, diffusion: Any) -> Array:
             f"{owner}: `diffusion` has shape {array.shape}; expected (), (dx,) or (dx, dw)"
         )
     return array
-
-
-def _levy_area(solver: Any) -> Any:
-    """The least of what a Brownian path can give that is enough for the solver."""
-    needed = getattr(solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
-    kinds = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
-    return next(kind for kind in kinds if issubclass(kind, needed))
