@@ -20,6 +20,7 @@ from filterdyn.filters import (
     KalmanFilter,
     ParallelGaussianFilter,
     ParallelKalmanFilter,
+    ParticleFilter,
     PredictedObservation,
     UnscentedKalmanFilter,
     filter,
@@ -33,6 +34,15 @@ from filterdyn.moments import conditional_moments
 from filterdyn.observations import GaussianObservation, LinearObservation, Observation
 from filterdyn.online import OnlineFilter, OnlineState, StepResult
 from filterdyn.outliers import Gate, HuberNoise, StudentTNoise
+from filterdyn.resampling import (
+    Killing,
+    Multinomial,
+    OptimalTransport,
+    Residual,
+    SortedTransport,
+    Stratified,
+    Systematic,
+)
 from filterdyn.series import Series, stack
 from filterdyn.simulation import Simulation, simulate
 from filterdyn.smoothers import SmootherResult, sample_paths, smooth
@@ -75,6 +85,15 @@ __all__ = [
     "UnscentedKalmanFilter",
     "CubatureKalmanFilter",
     "GaussHermiteKalmanFilter",
+    "ParticleFilter",
+    # how particles are resampled
+    "Systematic",
+    "Stratified",
+    "Multinomial",
+    "Residual",
+    "Killing",
+    "OptimalTransport",
+    "SortedTransport",
     # what a filter does about outliers, and about noise that nobody knows
     "Gate",
     "HuberNoise",

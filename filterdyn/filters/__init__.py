@@ -8,6 +8,7 @@ from filterdyn.filters.gauss_hermite import GaussHermiteKalmanFilter
 from filterdyn.filters.kalman import KalmanFilter
 from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
+from filterdyn.filters.particle import ParticleFilter
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.sampling import AbstractSamplingFilter
@@ -26,6 +27,7 @@ __all__ = [
     "NoiseFactors",
     "ParallelGaussianFilter",
     "ParallelKalmanFilter",
+    "ParticleFilter",
     "PredictedObservation",
     "UnscentedKalmanFilter",
     "filter",

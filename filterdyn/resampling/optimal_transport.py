@@ -63,7 +63,7 @@ class OptimalTransport(AbstractTransport):
     def transport(
         self, positions: Float[Array, "N dx"], log_weights: Float[Array, " N"]
     ) -> Float[Array, "N dx"]:
-        n, dx = positions.shape
+        dx = positions.shape[1]
         fixed = stop_gradient(positions)
         spread = fixed.std(0).max() * math.sqrt(dx)
         scaled = (positions - fixed.mean(0)) / jnp.where(spread > 0, spread, 1.0)
