@@ -31,11 +31,11 @@ class GivenIncrement(diffrax.AbstractBrownianPath):
     levy_area: Any = eqx.field(static=True)
 
     @property
-    def t0(self) -> Any:
+    def t0(self) -> Any:  # type: ignore[override]
         return -jnp.inf
 
     @property
-    def t1(self) -> Any:
+    def t1(self) -> Any:  # type: ignore[override]
         return jnp.inf
 
     def evaluate(self, t0: Any, t1: Any = None, left: bool = True, use_levy: bool = False) -> Any:

@@ -277,7 +277,7 @@ class SDE(AbstractDynamics):
         """One step of the path solver from a state, with the increments of a Brownian path."""
         t, u, solver = interval.time, interval.input, self.path_solver.value
 
-        def noise(s: Array, x: Array, u: Any) -> Any:
+        def noise(s: Any, x: Any, u: Any) -> Any:
             if isinstance(self.diffusion, Held):
                 value = jnp.asarray(self.diffusion(t + s, x, u), x.dtype)
             else:

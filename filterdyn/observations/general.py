@@ -11,7 +11,7 @@ from filterdyn._callables import Function, Held, hold_function
 from filterdyn._checks import batch_hint
 from filterdyn.beliefs import Gaussian
 from filterdyn.linearization import AbstractLinearization, Taylor
-from filterdyn.moments import bare, conditional_moments
+from filterdyn.moments import Moments, bare, conditional_moments
 from filterdyn.observations.additive import with_error
 from filterdyn.observations.base import AbstractObservation, LinearizedObservation
 from filterdyn.status import Status
@@ -95,24 +95,28 @@ class Observation(AbstractObservation):
     ) -> LinearizedObservation:
         moments = lambda x: conditional_moments(self.distribution(t, x, u))
         mean = rule(lambda x: moments(x).mean, at)
+        joint = conditional_is_joint(here)
+
+        def noise_of(found: Moments) -> Array:
+            cov = found.cov.matrix
+            return cov if joint else (cov * jnp.eye(len(cov), dtype=cov.dtype)).sum(1)
+
         if isinstance(rule, Taylor):
-            cov = conditional_moments(here).cov.matrix
+            noise = noise_of(conditional_moments(here))
         else:
-            cov = rule.average(lambda x: moments(x).cov.matrix, at)
+            noise = rule.average(lambda x: noise_of(moments(x)), at)
         observed = ~jnp.isnan(y)
-        finite = jnp.isfinite(mean.value).all() & jnp.isfinite(cov).all()
+        finite = jnp.isfinite(mean.value).all() & jnp.isfinite(noise).all()
         status = jnp.where(finite, Status.OK, Status.MOMENTS_NOT_FINITE).astype(jnp.int32)
         log_prob, support = masked_log_prob(here, y, observed)
         status = jnp.where(status == Status.OK, support, status)
-        dy, dtype = len(mean.value), mean.value.dtype
-        noise = cov if conditional_is_joint(here) else (cov * jnp.eye(dy, dtype=dtype)).sum(1)
         return LinearizedObservation(
             jnp.where(observed, y, 0.0),
             observed,
             mean.value,
             mean.slope,
             with_error(noise, mean),
-            jnp.zeros((), dtype),
+            jnp.zeros((), mean.value.dtype),
             log_prob,
             status,
         )
