@@ -29,7 +29,10 @@ def gated(step: Callable[..., Any], ok: Callable[[Any], Any], *example: Any) -> 
 
     @jax.custom_jvp
     def run(args: Any, captured: Any) -> Any:
-        return explicit(args, captured)
+        output = explicit(args, captured)
+        # `vmap` must find every output mapped over that has a tangent which is, because of the mask.
+        fine = ok(output)
+        return jax.tree.map(lambda x: jnp.where(fine, x, x), output)
 
     @run.defjvp
     def _(primals: Any, tangents: Any) -> Any:
