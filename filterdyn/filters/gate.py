@@ -30,17 +30,21 @@ def gated(step: Callable[..., Any], ok: Callable[[Any], Any], *example: Any) -> 
     @jax.custom_jvp
     def run(args: Any, captured: Any) -> Any:
         output = explicit(args, captured)
-        # `vmap` must find every output mapped over that has a tangent which is, because of the mask.
-        fine = ok(output)
-        return jax.tree.map(lambda x: jnp.where(fine, x, x), output)
+        return _mapped_as(ok(output), output)
 
     @run.defjvp
     def _(primals: Any, tangents: Any) -> Any:
         output, derivative = jax.linearize(explicit, *primals)
         fine = checkpoint_name(ok(output), ACCURATE)
-        return output, _mask(derivative(*_mask(tangents, fine)), fine)
+        return _mapped_as(fine, output), _mask(derivative(*_mask(tangents, fine)), fine)
 
     return lambda *args: run(args, captured)
+
+
+def _mapped_as(fine: Any, output: Any) -> Any:
+    """`output`, mapped over wherever `fine` is. Tangents are, because of the mask, and under `vmap` JAX
+    takes a value and its tangent for mapped alike."""
+    return jax.tree.map(lambda x: jnp.where(fine, x, x), output)
 
 
 def _is_float0(t: Any) -> bool:
