@@ -57,31 +57,38 @@ def smooth_again(
     plan: Plan,
     first: Smoothed,
     passes: int,
+    damping: float,
     one_pass: Callable[[AbstractFilter, StateSpaceModel, Row, Plan], Smoothed],
 ) -> tuple[Smoothed, Float[Array, " passes"]]:
-    """`passes` more of them, and how far each moved the means (in standard deviations, at most).
+    """`passes` more of them, and how far the means that each found are from those it was linearised at
+    (in standard deviations, at most).
 
     Iterated posterior linearisation (García-Fernández, Svensson, Särkkä 2017): every move is
     linearised at the smoothed belief in the row that is left, every measurement at that in its own
     row, and the affine model is filtered and smoothed from the start. By Taylor expansion these are
-    Gauss-Newton steps towards the most probable path (Bell 1994). A failure stays.
+    Gauss-Newton steps towards the most probable path (Bell 1994). With `damping` only part of a step is
+    taken. A failure stays.
     """
     rule, table = rule_of(filter), model.dynamics.tabulate(plan)
     affine, along = anchored_model(model), affine_filter(filter)
 
-    def body(last: Smoothed, _: Any) -> tuple[Smoothed, Array]:
-        left = jax.tree.map(lambda x: x[:-1], last.beliefs)
-        here = jax.tree.map(lambda x: x[1:], last.beliefs)
+    def body(carry: tuple[Smoothed, Array], _: Any) -> tuple[tuple[Smoothed, Array], Array]:
+        last, held = carry
+        means = last.beliefs.mean + damping * (held - last.beliefs.mean)
+        at = Gaussian(means, spread=last.beliefs.spread)
+        left, here = jax.tree.map(lambda x: x[:-1], at), jax.tree.map(lambda x: x[1:], at)
         anchored = anchored_rows(rule, model, table, rows, left, here)
         new = one_pass(along, affine, anchored, Plan())
         failed = last.statuses[-1] != Status.OK
         new = new._replace(statuses=jnp.where(failed, last.statuses, new.statuses))
-        return new, moved(last.beliefs, new.beliefs)
+        return (new, means), moved(at, new.beliefs)
 
-    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False), first, None, length=passes)
+    body = jax.checkpoint(body, prevent_cse=False)
+    (found, _), changes = jax.lax.scan(body, (first, first.beliefs.mean), None, length=passes)
+    return found, changes
 
 
 def moved(old: Gaussian, new: Gaussian) -> Float[Array, ""]:
-    """How far the means of rows have moved, in standard deviations, at most."""
+    """How far apart the means are, in standard deviations, at most."""
     change = Change(new.mean - old.mean, jnp.zeros_like(new.spread.matrix))
     return distance(change, new, jnp.zeros_like(new.mean)).max()

@@ -17,8 +17,8 @@ class SmootherResult(eqx.Module):
     - `lag_one_covs` (T - 1, dx, dx): Cov(x_{k+1}, x_k) given the whole series; `None` where the
       beliefs are samples;
     - `log_likelihood`: that of the filter, or of the affine model of the last of several `iterations`;
-    - `changes` (iterations - 1,): how far each further iteration moved the means, at most, in standard
-      deviations. They go to zero where the iterations converge;
+    - `changes` (iterations - 1,): how far the means that each further iteration found are from those it was
+      linearised at, at most, in standard deviations. They go to zero where the iterations converge;
     - `status`, `failed_at`: those of the filter. After a failure, in whatever iteration, every belief is
       NaN, because each depends on the failed row.
     """

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from filterdyn._checks import check_count, check_key
+from filterdyn._checks import check_count, check_key, is_traced
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
 from filterdyn.filters.base import AbstractFilter
@@ -47,7 +47,12 @@ def _pass(
 
 
 def _smooth(
-    model: StateSpaceModel, rows: Row, plan: Plan, filter: AbstractFilter, iterations: int
+    model: StateSpaceModel,
+    rows: Row,
+    plan: Plan,
+    filter: AbstractFilter,
+    iterations: int,
+    damping: float,
 ) -> tuple[Smoothed, Float[Array, " iterations_minus_1"], bool]:
     check_model("smooth", model, rows)
     matched = moments_are_matched(model, rows)
@@ -56,7 +61,7 @@ def _smooth(
         return _pass(filter, model, rows, plan, False), changes, matched
     first = _pass(filter, model, rows, plan, True)
     again = functools.partial(_pass, from_start=True)
-    found, changes = smooth_again(filter, model, rows, plan, first, iterations - 1, again)
+    found, changes = smooth_again(filter, model, rows, plan, first, iterations - 1, damping, again)
     in_rows = jax.tree.map(lambda x: x[1:], found.beliefs)
     found = found._replace(beliefs=in_rows, lag_one_covs=found.lag_one_covs[1:])
     return found, changes, matched
@@ -88,6 +93,7 @@ def smooth(
     t0: Any = None,
     u0: Any = None,
     iterations: int = 1,
+    damping: float = 0.0,
 ) -> SmootherResult:
     """The state in every row given the whole series (Rauch, Tung, Striebel 1965).
 
@@ -99,20 +105,27 @@ def smooth(
     the data count once. With sigma points that is the iterated posterior linearisation smoother
     (García-Fernández, Svensson, Särkkä 2017). With an `ExtendedKalmanFilter` it is the iterated extended
     Kalman smoother, whose steps are those of Gauss and Newton: where they converge the mean is the most
-    probable path (Bell 1994). Nothing makes them converge: look at `changes` in the result. An outlier
-    rule judges measurements anew in every iteration, by the affine model of that iteration.
+    probable path (Bell 1994). Where a model bends much within its uncertainty they may not converge,
+    which `changes` in the result shows; `damping` then helps. An outlier rule judges measurements anew
+    in every iteration, by the affine model of that iteration.
 
     The log-likelihood is then that of the affine model of the last iteration. With Taylor expansion, at
     the most probable path and with noise that does not depend on the state, it is Laplace's
     approximation of log p(y) with the Hessian of Gauss and Newton. It is not what `log_likelihood` gives.
 
-    **Arguments** and errors as for `filter`; `iterations`, how often the series is smoothed.
+    **Arguments** and errors as for `filter`, and
+
+    - `iterations`: how often the series is smoothed;
+    - `damping` in [0, 1): how much of the way from where an iteration was linearised to what it found the
+      next one does not go. It changes how the iterations converge, not to what.
 
     **Returns:** a `SmootherResult`.
 
     **Raises:** `ValueError` also for `iterations` > 1 with a filter that adapts its noise.
     """
     iterations = check_count("smooth", "iterations", iterations)
+    if is_traced(damping) or not 0 <= damping < 1:
+        raise ValueError(f"smooth: `damping` is {damping!r}; expected a number 0 <= d < 1")
     rows, plan = prepare("smooth", model, series, filter, t0, u0)
     if isinstance(filter, AbstractSamplingFilter):
         key = require_key("smooth", filter, key)
@@ -122,7 +135,9 @@ def smooth(
             "smooth: `iterations` is more than 1, and `filter` has AdaptiveNoise; noise that changes "
             "while filtering belongs to one pass only"
         )
-    found, changes, matched = _compiled_smooth(model, rows, plan, filter, iterations)
+    found, changes, matched = _compiled_smooth(
+        model, rows, plan, filter, iterations, float(damping)
+    )
     return SmootherResult(
         series.times,
         found.beliefs,
