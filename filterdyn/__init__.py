@@ -11,9 +11,11 @@ from filterdyn import datasets, diagnostics
 from filterdyn.angles import wrap_angle
 from filterdyn.beliefs import Ensemble, Gaussian, Particles
 from filterdyn.dynamics import ODE, SDE, LinearSDE, LinearTransition, Transition
+from filterdyn.ensembles import AdaptiveInflation, GaspariCohn
 from filterdyn.filters import (
     AdaptiveNoise,
     CubatureKalmanFilter,
+    EnsembleKalmanFilter,
     ExtendedKalmanFilter,
     FilterResult,
     GaussHermiteKalmanFilter,
@@ -85,7 +87,11 @@ __all__ = [
     "UnscentedKalmanFilter",
     "CubatureKalmanFilter",
     "GaussHermiteKalmanFilter",
+    "EnsembleKalmanFilter",
     "ParticleFilter",
+    # what keeps an ensemble apart
+    "GaspariCohn",
+    "AdaptiveInflation",
     # how particles are resampled
     "Systematic",
     "Stratified",

@@ -3,6 +3,7 @@
 from filterdyn.filters.adaptive import AdaptiveNoise, NoiseFactors
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.cubature import CubatureKalmanFilter
+from filterdyn.filters.ensemble import EnsembleKalmanFilter
 from filterdyn.filters.extended import ExtendedKalmanFilter
 from filterdyn.filters.gauss_hermite import GaussHermiteKalmanFilter
 from filterdyn.filters.kalman import KalmanFilter
@@ -20,6 +21,7 @@ __all__ = [
     "AbstractSamplingFilter",
     "AdaptiveNoise",
     "CubatureKalmanFilter",
+    "EnsembleKalmanFilter",
     "ExtendedKalmanFilter",
     "FilterResult",
     "GaussHermiteKalmanFilter",

@@ -1,0 +1,138 @@
+"""The Gaussian likelihood of an innovation under an ensemble, and the gain, in the smaller space."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve, solve_triangular
+from jaxtyping import Array, Bool, Float
+
+from filterdyn.ensembles.inverse_root import inverse_root, product
+from filterdyn.ensembles.observed import ObservedEnsemble
+from filterdyn.linalg import factor_of
+
+#: Up to this many measurements their covariance is formed however small the ensemble is.
+_FEW = 64
+
+
+class Weighing(NamedTuple):
+    """What an innovation says.
+
+    With Y (N, dy) the anomalies in measurement space and R the noise, S = Y^T Y + R is the covariance
+    of the innovation d. The weights of the anomalies that the gain gives to an innovation e are
+    Y S^-1 e.
+    """
+
+    log_likelihood: Float[Array, ""]
+    standardized: Float[Array, " dy"]
+    singular: Bool[Array, ""]
+    #: Lower Cholesky factor of S, or `None` where dy is large.
+    root: Float[Array, "dy dy"] | None
+    #: Else the noise and C^-1/2, C = I + Y R^-1 Y^T.
+    noise_root: Float[Array, " dy"] | Float[Array, "dy dy"] | None
+    inner_root: Float[Array, "N N"] | None
+    anomalies: Float[Array, "N dy"]
+
+    def solved(self, innovations: Float[Array, "k dy"]) -> Float[Array, "k dy"]:
+        """S^-1 e of every row e (where S was formed)."""
+        assert self.root is not None
+        return cho_solve((self.root, True), innovations.T).T
+
+    def weights(self, innovations: Float[Array, "k dy"]) -> Float[Array, "k N"]:
+        """Y S^-1 e of every row e, without localisation."""
+        if self.root is not None:
+            return product(self.solved(innovations), self.anomalies.T)
+        assert self.inner_root is not None
+        z = whitened(self.noise_root, self.anomalies)
+        white = whitened(self.noise_root, innovations)
+        inner = product(self.inner_root, self.inner_root)
+        return product(product(white, z.T), inner)
+
+
+def whitened(root: Array | None, rows: Float[Array, "k dy"]) -> Float[Array, "k dy"]:
+    """R^-1/2 of every row."""
+    assert root is not None
+    if root.ndim == 1:
+        return rows / root
+    return solve_triangular(root, rows.T, lower=True).T
+
+
+def noise_root(noise: Array) -> Array:
+    """R^1/2: square roots of variances, or a Cholesky factor."""
+    return jnp.sqrt(noise) if noise.ndim == 1 else jnp.linalg.cholesky(noise)
+
+
+def weigh(seen: ObservedEnsemble, taper: Float[Array, "dy dy"] | None = None) -> Weighing:
+    """The likelihood of the innovation and what the gain needs. Missing entries add exactly 0.
+
+    `taper` localises Y^T Y. S is formed for few measurements (and under a taper); for many the
+    Woodbury identity works with N x N matrices, which needs noise in every measurement.
+    """
+    d, y, r = seen.masked
+    n, dy = y.shape
+    # A predictive variance of zero: there is no density.
+    variances = (y * y).sum(0) + (r if r.ndim == 1 else jnp.diagonal(r))
+    zero = seen.observed & (variances == 0)
+    if taper is None and dy > max(n, _FEW):
+        return _in_weights(seen, d, y, r, zero)
+    cov = product(y.T, y)
+    if taper is not None:
+        cov = cov * taper
+    eye = jnp.eye(dy, dtype=y.dtype)
+    cov = cov + (r * eye if r.ndim == 1 else r) + eye * jnp.where(zero, 1.0, 0.0)
+    found = jnp.linalg.cholesky(cov)
+    singular = zero.any() | (jnp.isnan(found).any() & jnp.isfinite(cov).all())
+    root = jnp.linalg.cholesky(jnp.where(singular, eye, cov))
+    standardized = solve_triangular(root, d, lower=True)
+    log_det = 2 * jnp.log(jnp.diagonal(root)).sum()
+    ll = _log_likelihood(seen, (standardized**2).sum(), log_det)
+    return Weighing(ll, standardized, singular, root, None, None, y)
+
+
+def _in_weights(seen: ObservedEnsemble, d: Array, y: Array, r: Array, zero: Array) -> Weighing:
+    """By the N x N matrix C = I + Z Z^T, Z = Y R^-1/2. The whitened innovation w leaves the residual
+    w - Z^T c, c = C^-1 Z w, and d^T S^-1 d is the sum of squares of it and of c: nothing is
+    subtracted. `standardized` is (I + Z^T Z)^-1/2 w."""
+    root = noise_root(r)
+    exact = seen.observed & ((root if root.ndim == 1 else jnp.diagonal(root)) <= 0)
+    singular = zero.any() | exact.any() | jnp.isnan(root).any()
+    safe = jnp.where(singular, 1.0, root) if root.ndim == 1 else root
+    z = whitened(safe, y)
+    w = whitened(safe, d[None])[0]
+    eye = jnp.eye(len(y), dtype=y.dtype)
+    c = eye + product(z, z.T)
+    inner = inverse_root(z)
+    weights = product(product(inner, inner), product(z, w))
+    residual = w - product(z.T, weights)
+    log_c = 2 * jnp.log(jnp.diagonal(jnp.linalg.cholesky(c))).sum()
+    log_r = 2 * jnp.log(safe if safe.ndim == 1 else jnp.diagonal(safe)).sum()
+    ll = _log_likelihood(seen, (residual**2).sum() + (weights**2).sum(), log_c + log_r)
+    # (I + Z^T Z)^-1/2 = I - Z^T [T^2 (I + T)^-1] Z with T = C^-1/2.
+    bent = jnp.linalg.solve(eye + inner, product(inner, product(inner, product(z, w))))
+    return Weighing(ll, w - product(z.T, bent), singular, None, safe, inner, y)
+
+
+def _log_likelihood(seen: ObservedEnsemble, quadratic: Array, log_det: Array) -> Array:
+    count = seen.observed.sum()
+    ll = -0.5 * (quadratic + log_det + count * math.log(2 * math.pi)) + seen.log_jacobian
+    return jnp.where(count > 0, ll, 0.0)
+
+
+def innovation_cov(seen: ObservedEnsemble, taper: Float[Array, "dy dy"] | None) -> Array:
+    """Y^T Y + R with all entries, missing ones too."""
+    cov = product(seen.anomalies.T, seen.anomalies)
+    cov = cov if taper is None else cov * taper
+    r = seen.noise
+    return cov + (r * jnp.eye(len(cov), dtype=cov.dtype) if r.ndim == 1 else r)
+
+
+def noise_draws(key: Array, noise: Array, n: int) -> Float[Array, "n dy"]:
+    """Draws of N(0, R) whose mean is zero."""
+    dy = noise.shape[0]
+    e = jax.random.normal(key, (n, dy), noise.dtype)
+    e = e - e.mean(0)
+    if noise.ndim == 1:
+        root = jnp.where(noise > 0, jnp.sqrt(jnp.where(noise > 0, noise, 1.0)), 0.0)
+        return e * root
+    return product(e, factor_of(noise).T)
