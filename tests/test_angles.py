@@ -206,3 +206,15 @@ def test_a_residual_of_another_shape_is_refused_by_name():
         fd.log_likelihood(wrong, series, FILTERS["extended"])
     with pytest.raises(TypeError, match="`residual` is float; expected a function of"):
         fd.GaussianObservation(sees(0.0), R, 2.0)
+
+
+@pytest.mark.slow
+def test_a_particle_filter_weighs_angles_by_the_residual_too():
+    """The same draws in both frames, so the same weights; without a residual it is lost."""
+    follow = fd.ParticleFilter(200)
+    on, off = (
+        fd.filter(model, series, follow, key=jr.key(3))
+        for model, series in zip((CUT, TURNED), record(), strict=True)
+    )
+    same(on, off, ("mean", "log_likelihood", "innovations", "innovation_covs"))
+    assert np.nanmax(np.abs(np.asarray(on.innovations))) < 1.5

@@ -43,9 +43,9 @@ def measurement_log_weights(
     """log p(y | x_i), `-inf` where y is impossible or x_i is not finite, and a status."""
     t, u, y = measurement.time, measurement.input, measurement.value
     observed = ~jnp.isnan(y)
-    filled = jnp.where(observed, y, 0.0)
 
     def one(x: Array) -> tuple[Array, Array]:
+        filled = jnp.where(observed, model.observation.nearest(t, x, u, y), 0.0)
         return observed_log_prob(model.observation.distribution(t, x, u), filled, observed)
 
     log_prob, statuses = jax.vmap(one)(x)
@@ -128,5 +128,6 @@ def innovation_of(
         nothing = jnp.full_like(y, jnp.nan)
         return nothing, jnp.full((len(y), len(y)), jnp.nan, y.dtype), nothing
     mean, cov = stop_gradient(moments(x, t, u))
+    y = model.observation.nearest(t, (weights[:, None] * x).sum(0), u, y)
     innovation = (y - mean).astype(y.dtype)
     return innovation, cov.astype(y.dtype), standardize(innovation, cov.astype(y.dtype))

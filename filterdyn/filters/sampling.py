@@ -133,9 +133,11 @@ def observation_moments(
     **Raises:** `TypeError` for an observation whose moments are not known.
     """
 
+    middle = (weights[:, None] * x).sum(0)
+
     def conditional(x: Array) -> tuple[Array, Array]:
         found = conditional_moments(model.observation.distribution(t, x, u))
-        return found.mean, found.cov.matrix
+        return model.observation.nearest(t, middle, u, found.mean), found.cov.matrix
 
     means, covs = jax.vmap(conditional)(x)
     mean = (weights[:, None] * means).sum(0)

@@ -50,3 +50,10 @@ class AbstractObservation(eqx.Module):
     def view(self, t: Any, x: Any, u: Any) -> GaussianView | None:
         """The measurement as a transformed Gaussian, or `None` if it is matched by moments."""
         return gaussian_view(self.distribution(t, x, u))
+
+    def nearest(
+        self, t: Any, x: Float[Array, " dx"], u: Any, y: Float[Array, " dy"]
+    ) -> Float[Array, " dy"]:
+        """Of the ways to write the measurement `y` the one nearest to what the state `x` expects: an
+        angle can be written with any number of turns."""
+        return y

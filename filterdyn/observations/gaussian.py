@@ -83,6 +83,16 @@ class GaussianObservation(AbstractObservation):
             )
         return value
 
+    def _near(self, y: Float[Array, " dy"], z: Float[Array, " dy"]) -> Float[Array, " dy"]:
+        """z plus the residual of y, which is missing where y is."""
+        observed = ~jnp.isnan(y)
+        return jnp.where(observed, z + self._between(jnp.where(observed, y, z), z), jnp.nan)
+
+    def nearest(
+        self, t: Any, x: Float[Array, " dx"], u: Any, y: Float[Array, " dy"]
+    ) -> Float[Array, " dy"]:
+        return y if self.residual is None else self._near(y, self._mean(t, x, u))
+
     def distribution(self, t: Any, x: Float[Array, " dx"], u: Any) -> dist.Distribution:
         mean = self._mean(t, x, u)
         return gaussian(mean, noise_at(_OWNER, self.R, t, mean.shape[0]))
@@ -98,8 +108,7 @@ class GaussianObservation(AbstractObservation):
             middle = h(at.mean)
             mean = rule(lambda x: middle + self._between(h(x), middle), at)
             # The filter takes y - value.
-            near = jnp.where(jnp.isnan(y), mean.value, y)
-            y = jnp.where(jnp.isnan(y), y, mean.value + self._between(near, mean.value))
+            y = self._near(y, mean.value)
         r = noise_at(_OWNER, self.R, t, len(mean.value))
         return additive(mean.value, mean.slope, with_error(r, mean), y)
 
