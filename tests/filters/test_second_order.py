@@ -181,6 +181,7 @@ def test_derivatives_are_those_of_finite_differences(start):
         np.testing.assert_allclose(slope[k], (ends[0] - ends[1]) / (2 * step), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_in_single_precision_it_says_the_same():
     single = fd.StateSpaceModel(
         dist.MultivariateNormal(jnp.asarray(M0, "float32"), jnp.asarray(P0, "float32")),
