@@ -14,10 +14,13 @@ from filterdyn.dynamics import ODE, SDE, LinearSDE, LinearTransition, Transition
 from filterdyn.ensembles import AdaptiveInflation, GaspariCohn
 from filterdyn.filters import (
     AdaptiveNoise,
+    BackwardChain,
+    BackwardSmoothing,
     CubatureKalmanFilter,
     EnsembleKalmanFilter,
     ExtendedKalmanFilter,
     FilterResult,
+    FixedLag,
     GaussHermiteKalmanFilter,
     KalmanFilter,
     ParallelGaussianFilter,
@@ -47,7 +50,7 @@ from filterdyn.resampling import (
 )
 from filterdyn.series import Series, stack
 from filterdyn.simulation import Simulation, simulate
-from filterdyn.smoothers import SmootherResult, sample_paths, smooth
+from filterdyn.smoothers import SmootherResult, conditional_path, sample_paths, smooth
 from filterdyn.status import Status
 
 if TYPE_CHECKING:
@@ -100,6 +103,10 @@ __all__ = [
     "Killing",
     "OptimalTransport",
     "SortedTransport",
+    # how a particle filter looks back
+    "BackwardSmoothing",
+    "BackwardChain",
+    "FixedLag",
     # what a filter does about outliers, and about noise that nobody knows
     "Gate",
     "HuberNoise",
@@ -110,6 +117,7 @@ __all__ = [
     "log_likelihood",
     "smooth",
     "sample_paths",
+    "conditional_path",
     "forecast",
     "simulate",
     # what they return

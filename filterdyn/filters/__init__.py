@@ -10,6 +10,7 @@ from filterdyn.filters.kalman import KalmanFilter
 from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.particle import ParticleFilter
+from filterdyn.filters.path_methods import BackwardChain, BackwardSmoothing, FixedLag
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.sampling import AbstractSamplingFilter
@@ -20,10 +21,13 @@ __all__ = [
     "AbstractFilter",
     "AbstractSamplingFilter",
     "AdaptiveNoise",
+    "BackwardChain",
+    "BackwardSmoothing",
     "CubatureKalmanFilter",
     "EnsembleKalmanFilter",
     "ExtendedKalmanFilter",
     "FilterResult",
+    "FixedLag",
     "GaussHermiteKalmanFilter",
     "KalmanFilter",
     "NoiseFactors",

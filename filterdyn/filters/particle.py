@@ -21,6 +21,7 @@ from filterdyn.filters.particle_weights import (
     measurement_log_weights,
     normalize,
 )
+from filterdyn.filters.path_methods import AbstractPathMethod, BackwardSmoothing
 from filterdyn.filters.proposals import (
     AbstractProposal,
     as_proposal,
@@ -76,6 +77,7 @@ class ParticleFilter(AbstractSamplingFilter):
     gradient: str = eqx.field(static=True)
     discount: float = eqx.field(static=True)
     truncation: int | None = eqx.field(static=True)
+    paths: AbstractPathMethod
 
     def __init__(
         self,
@@ -88,6 +90,7 @@ class ParticleFilter(AbstractSamplingFilter):
         auxiliary: Any = None,
         discount: float = 1.0,
         truncation: int | None = None,
+        paths: AbstractPathMethod = BackwardSmoothing(),
     ):
         """**Arguments:**
 
@@ -111,7 +114,9 @@ class ParticleFilter(AbstractSamplingFilter):
           1999): a Gaussian filter, or a function `(t, x, u, y)` that returns its logarithm;
         - `discount`: of the derivative of old weights, for `gradient="score"`: below 1 there is less
           noise and some bias (the MOP-alpha of Tan, Hooker, Ionides 2024);
-        - `truncation`: a gradient forgets what is more than this many rows ago.
+        - `truncation`: a gradient forgets what is more than this many rows ago;
+        - `paths`: how `fd.smooth` and `fd.sample_paths` look back: `BackwardSmoothing`, `BackwardChain` or,
+          for dynamics without a transition density, `FixedLag`.
 
         **Raises:** `ValueError` for numbers out of range and combinations that do not fit, `TypeError` for
         other kinds of objects.
@@ -135,6 +140,9 @@ class ParticleFilter(AbstractSamplingFilter):
         if discount != 1 and self.gradient != "score":
             raise ValueError(f"{_NAME}: `discount` belongs to gradient='score', not {gradient!r}")
         self.discount = float(discount)
+        if not isinstance(paths, AbstractPathMethod):
+            raise TypeError(f"{_NAME}: `paths` is {paths!r}; expected one such as fd.FixedLag(20)")
+        self.paths = paths
         self.truncation = (
             None if truncation is None else check_count(_NAME, "truncation", truncation)
         )
@@ -178,8 +186,19 @@ class ParticleFilter(AbstractSamplingFilter):
         measurement: Measurement,
         key: Array,
     ) -> SamplingStep:
+        return self.step_and_ancestors(model, belief, interval, measurement, key)[0]
+
+    def step_and_ancestors(
+        self,
+        model: StateSpaceModel,
+        belief: Particles,
+        interval: Interval,
+        measurement: Measurement,
+        key: Array,
+    ) -> tuple[SamplingStep, Int[Array, " N"]]:
+        """`step`, and whom in the belief before it each particle descends from."""
         key_resample, key_move = jax.random.split(key)
-        x, log_weights, resampled, _ = self.resample(
+        x, log_weights, resampled, ancestors = self.resample(
             model, belief, interval, measurement, key_resample
         )
         score = self.gradient == "score"
@@ -192,7 +211,7 @@ class ParticleFilter(AbstractSamplingFilter):
         new = normalize(prior + seen, log_weights)
         after = Particles(x, new.log_weights)
         innovation, cov, standardized = innovation_of(model, x, prior, measurement)
-        return SamplingStep(
+        step = SamplingStep(
             Particles(x, prior),
             after,
             innovation,
@@ -205,6 +224,7 @@ class ParticleFilter(AbstractSamplingFilter):
                 "resampled": resampled,
             },
         )
+        return step, ancestors
 
     def resample(
         self,
