@@ -18,6 +18,8 @@ from filterdyn.linalg.decorrelate import independent
 
 #: States are analysed locally in groups, so that their N x N matrices take at most this many numbers.
 _MOST_ENTRIES = 2**22
+#: Up to this many measurements they are taken one by one where that is a choice.
+_FEW = 64
 
 
 class Analysis(NamedTuple):
@@ -71,19 +73,25 @@ def _gained(
         return product(weighing.weights(innovations), a) / _scale(a)
     cross = product(seen.masked[1].T, a) / _scale(a)
     tapered = cross * localization.states_observations.T.astype(a.dtype)  # type: ignore[union-attr]
-    return product(weighing.solved(innovations), tapered)
+    return weighing.solved(innovations, tapered)
 
 
-def transform(a: Float[Array, "N dx"], seen: ObservedEnsemble, weighing: Weighing) -> Analysis:
-    """The anomalies are multiplied by the symmetric T = (I + Y R^-1 Y^T)^-1/2 (Bishop, Etherton,
-    Majumdar 2001; Ott et al. 2004), which keeps their mean zero and the members close to where they
-    were. A noise of zero counts as one at rounding level."""
+def transform(
+    a: Float[Array, "N dx"], seen: ObservedEnsemble, weighing: Weighing, symmetric: bool
+) -> Analysis:
+    """The anomalies are multiplied by a square root T of (I + Y R^-1 Y^T)^-1 that keeps their mean zero
+    (Bishop, Etherton, Majumdar 2001): the symmetric one, which keeps the members closest to where they
+    were (Ott et al. 2004), or for members that are rotated at random afterwards, to which all such
+    roots are the same, the cheaper one of `serial`. In the symmetric root a noise of zero counts as
+    one at rounding level."""
     d, y, r = seen.masked
+    n, dy = y.shape
+    if not symmetric and dy <= max(n, _FEW):
+        return serial(a, seen, None)
     if weighing.inner_root is not None:
         root = weighing.inner_root
     else:
-        z = whitened(noise_root(_above_rounding(r, y)), y)
-        root = inverse_root(z)
+        root = inverse_root(whitened(noise_root(_above_rounding(r, y)), y))
     shift = product(weighing.weights(d[None]), a)[0] / _scale(a)
     return Analysis(shift, product(root, a))
 

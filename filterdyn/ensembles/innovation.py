@@ -5,49 +5,57 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.lax import stop_gradient
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float
 
 from filterdyn.ensembles.inverse_root import inverse_root, product
+from filterdyn.ensembles.lower import inverse_lower
 from filterdyn.ensembles.observed import ObservedEnsemble
-from filterdyn.linalg import factor_of
+from filterdyn.linalg import factor_of, with_derivative_of
+from filterdyn.linalg.cholesky import only_derivative
 
 #: Up to this many measurements their covariance is formed however small the ensemble is.
 _FEW = 64
 
 
 class Weighing(NamedTuple):
-    """What an innovation says.
+    """What an innovation says, and what its gain is made of.
 
     With Y (N, dy) the anomalies in measurement space and R the noise, S = Y^T Y + R is the covariance
-    of the innovation d. The weights of the anomalies that the gain gives to an innovation e are
-    Y S^-1 e.
+    of the innovation.
     """
 
     log_likelihood: Float[Array, ""]
     standardized: Float[Array, " dy"]
     singular: Bool[Array, ""]
-    #: Lower Cholesky factor of S, or `None` where dy is large.
-    root: Float[Array, "dy dy"] | None
-    #: Else the noise and C^-1/2, C = I + Y R^-1 Y^T.
+    anomalies: Float[Array, "N dy"]
+    #: L^-1 with L L^T = S, which carries no derivative, and L^-1 S L^-T - I, which is zero and carries
+    #: it. `None` where dy is large.
+    inverse: Float[Array, "dy dy"] | None
+    error: Float[Array, "dy dy"] | None
+    #: Else the root of the noise and C^-1/2, C = I + Y R^-1 Y^T.
     noise_root: Float[Array, " dy"] | Float[Array, "dy dy"] | None
     inner_root: Float[Array, "N N"] | None
-    anomalies: Float[Array, "N dy"]
 
-    def solved(self, innovations: Float[Array, "k dy"]) -> Float[Array, "k dy"]:
-        """S^-1 e of every row e (where S was formed)."""
-        assert self.root is not None
-        return cho_solve((self.root, True), innovations.T).T
+    def solved(
+        self, innovations: Float[Array, "k dy"], cross: Float[Array, "dy m"]
+    ) -> Float[Array, "k m"]:
+        """e^T S^-1 `cross` for every row e (where S was formed)."""
+        assert self.inverse is not None and self.error is not None
+        white = product(innovations, self.inverse.T)
+        root = product(self.inverse, cross)
+        # (I + E)^-1 = I - E + E^2 to second order.
+        bent = white - product(white - product(white, self.error), self.error)
+        return with_derivative_of(product(white, root), product(bent, root))
 
     def weights(self, innovations: Float[Array, "k dy"]) -> Float[Array, "k N"]:
-        """Y S^-1 e of every row e, without localisation."""
-        if self.root is not None:
-            return product(self.solved(innovations), self.anomalies.T)
-        assert self.inner_root is not None
+        """Y S^-1 e of every row e: what the gain makes of it in the weights of the anomalies."""
+        if self.inner_root is None:
+            return self.solved(innovations, self.anomalies.T)
         z = whitened(self.noise_root, self.anomalies)
         white = whitened(self.noise_root, innovations)
-        inner = product(self.inner_root, self.inner_root)
-        return product(product(white, z.T), inner)
+        return product(white, z.T, self.inner_root, self.inner_root)
 
 
 def whitened(root: Array | None, rows: Float[Array, "k dy"]) -> Float[Array, "k dy"]:
@@ -81,13 +89,21 @@ def weigh(seen: ObservedEnsemble, taper: Float[Array, "dy dy"] | None = None) ->
         cov = cov * taper
     eye = jnp.eye(dy, dtype=y.dtype)
     cov = cov + (r * eye if r.ndim == 1 else r) + eye * jnp.where(zero, 1.0, 0.0)
-    found = jnp.linalg.cholesky(cov)
-    singular = zero.any() | (jnp.isnan(found).any() & jnp.isfinite(cov).all())
-    root = jnp.linalg.cholesky(jnp.where(singular, eye, cov))
-    standardized = solve_triangular(root, d, lower=True)
+    fixed = stop_gradient(cov)
+    found = jnp.linalg.cholesky(fixed)
+    singular = zero.any() | (jnp.isnan(found).any() & jnp.isfinite(fixed).all())
+    root = jnp.where(singular, eye, found)
+    inverse = inverse_lower(root)
+    error = jnp.where(singular, 0.0, only_derivative(product(inverse, cov, inverse.T)))
+    white = product(inverse, d)
+    bent = white - product(error, white - product(error, white))
+    quadratic = with_derivative_of((white * white).sum(), (white * bent).sum())
     log_det = 2 * jnp.log(jnp.diagonal(root)).sum()
-    ll = _log_likelihood(seen, (standardized**2).sum(), log_det)
-    return Weighing(ll, standardized, singular, root, None, None, y)
+    log_det = with_derivative_of(log_det, jnp.trace(error) - 0.5 * (error * error.T).sum())
+    moved = solve_triangular(jnp.linalg.cholesky(eye + error), white, lower=True)
+    ll = _log_likelihood(seen, quadratic, log_det)
+    standardized = with_derivative_of(white, moved)
+    return Weighing(ll, standardized, singular, y, inverse, error, None, None)
 
 
 def _in_weights(seen: ObservedEnsemble, d: Array, y: Array, r: Array, zero: Array) -> Weighing:
@@ -110,7 +126,7 @@ def _in_weights(seen: ObservedEnsemble, d: Array, y: Array, r: Array, zero: Arra
     ll = _log_likelihood(seen, (residual**2).sum() + (weights**2).sum(), log_c + log_r)
     # (I + Z^T Z)^-1/2 = I - Z^T [T^2 (I + T)^-1] Z with T = C^-1/2.
     bent = jnp.linalg.solve(eye + inner, product(inner, product(inner, product(z, w))))
-    return Weighing(ll, w - product(z.T, bent), singular, None, safe, inner, y)
+    return Weighing(ll, w - product(z.T, bent), singular, y, None, None, safe, inner)
 
 
 def _log_likelihood(seen: ObservedEnsemble, quadratic: Array, log_det: Array) -> Array:

@@ -288,7 +288,7 @@ class EnsembleKalmanFilter(AbstractSamplingFilter):
         if self.kind == "serial":
             return analyses.serial(anomalies, seen, taper)
         if self.kind == "transform":
-            return analyses.transform(anomalies, seen, weighing)
+            return analyses.transform(anomalies, seen, weighing, symmetric=not self.rotate)
         assert taper is not None
         return analyses.local(anomalies, seen, taper)
 
