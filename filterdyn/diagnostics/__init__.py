@@ -8,6 +8,8 @@ from filterdyn.diagnostics.mean_bias import MeanBias, mean_bias
 from filterdyn.diagnostics.nees import NEES, nees
 from filterdyn.diagnostics.nis import NIS, nis
 from filterdyn.diagnostics.profile_likelihood import Profile, profile_likelihood
+from filterdyn.diagnostics.rank_histogram import RankHistogram, rank_histogram
+from filterdyn.diagnostics.spread_skill import SpreadSkill, spread_skill
 from filterdyn.diagnostics.whiteness import Whiteness, whiteness
 
 __all__ = [
@@ -27,6 +29,11 @@ __all__ = [
     "Coverage",
     "nees",
     "NEES",
+    # is an ensemble as wide as it is wrong?
+    "spread_skill",
+    "SpreadSkill",
+    "rank_histogram",
+    "RankHistogram",
     # what is wrong?
     "consistency_report",
     "ConsistencyReport",
