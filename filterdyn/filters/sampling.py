@@ -127,8 +127,10 @@ def observation_moments(
     weights: Float[Array, " N"],
     t: Any,
     u: Any,
+    spread: float = 1.0,
 ) -> tuple[Float[Array, " dy"], Float[Array, "dy dy"]]:
-    """Mean and covariance of a measurement, its noise included, over weighted states.
+    """Mean and covariance of a measurement, its noise included, over weighted states. `spread` is a
+    factor on the covariance of what they expect: N / (N - 1) makes that of an ensemble unbiased.
 
     **Raises:** `TypeError` for an observation whose moments are not known.
     """
@@ -142,4 +144,4 @@ def observation_moments(
     means, covs = jax.vmap(conditional)(x)
     mean = (weights[:, None] * means).sum(0)
     a = means - mean
-    return mean, (weights[:, None] * a).T @ a + (weights[:, None, None] * covs).sum(0)
+    return mean, spread * (weights[:, None] * a).T @ a + (weights[:, None, None] * covs).sum(0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from filterdyn._compile import compiled
+from filterdyn.beliefs import Ensemble
 from filterdyn.dynamics import Interval, Plan
 from filterdyn.filters.rows import Row
 from filterdyn.filters.sampling import (
@@ -55,7 +56,9 @@ def _forecast(
         seen = None
         if known:
             x, weights = filter.moments(belief)
-            seen = observation_moments(model, x, weights, row.time, row.input)
+            n = belief.size
+            spread = n / (n - 1) if isinstance(belief, Ensemble) else 1.0
+            seen = observation_moments(model, x, weights, row.time, row.input, spread)
         return (belief, status), (belief.mean, cov, seen)
 
     keys = jax.random.split(key, rows.time.shape[0])
