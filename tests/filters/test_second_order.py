@@ -1,6 +1,7 @@
 """The second-order extended Kalman filter: exact on quadratic models, against textbook formulas, flows in
 closed form and moment equations solved by SciPy."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -198,3 +199,8 @@ def test_what_cannot_be_expanded_is_refused():
         fd.ExtendedKalmanFilter(order=3)
     with pytest.raises(TypeError, match=r"order=2\): `initial` is Diffuse"):
         fd.filter(model(initial=fd.Diffuse(2)), SERIES, SECOND)
+    adaptive = fd.SDE(
+        lambda t, x, u: -x, 0.1, stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-6)
+    )
+    with pytest.raises(ValueError, match="second order or with sigma points needs fixed steps"):
+        fd.filter(model(adaptive), SERIES, SECOND)

@@ -513,7 +513,7 @@ def adaptive():
     "initial, dynamics, filter, error, message",
     [
         (dist.Normal(jnp.zeros(1), 1.0).to_event(1), adaptive(), fd.UnscentedKalmanFilter(),
-         ValueError, "a sigma-point filter needs fixed steps"),
+         ValueError, "sigma points needs fixed steps"),
         (fd.Diffuse(1), fd.ODE(lambda t, x, u: -x), fd.CubatureKalmanFilter(),
          TypeError, "CubatureKalmanFilter: `initial` is Diffuse"),
         (dist.Normal(jnp.zeros(1), 1.0).to_event(1), adaptive(), fd.UnscentedKalmanFilter(kappa=-1),
