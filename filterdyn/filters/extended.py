@@ -72,7 +72,8 @@ class ExtendedKalmanFilter(AbstractFilter):
         self.adaptive = check_adaptive("ExtendedKalmanFilter", adaptive)
 
     @property
-    def _rule(self) -> AbstractLinearization:
+    def rule(self) -> AbstractLinearization:
+        """How it linearises."""
         return Taylor() if self.order == 1 else SecondOrderTaylor()
 
     def check(self, model: StateSpaceModel) -> None:
@@ -85,15 +86,15 @@ class ExtendedKalmanFilter(AbstractFilter):
 
     def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
         predict = gaussian.predict if self.adaptive is None else gaussian.predict_adaptively
-        return predict(model, belief, interval, self._rule)
+        return predict(model, belief, interval, self.rule)
 
     def update(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
     ) -> Update:
         update = gaussian.update if self.adaptive is None else gaussian.update_adaptively
-        return update(model, belief, t, u, y, self._rule, self.iterations, self.outliers)
+        return update(model, belief, t, u, y, self.rule, self.iterations, self.outliers)
 
     def predict_observation(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any
     ) -> PredictedObservation:
-        return gaussian.predict_observation(model, belief, t, u, self._rule)
+        return gaussian.predict_observation(model, belief, t, u, self.rule)

@@ -64,6 +64,18 @@ def test_linearised_again_after_the_measurement_it_is_posterior_linearisation_by
     same(one, fd.filter(model(), SERIES, fd.GaussHermiteKalmanFilter(3, iterations=3)))
 
 
+@pytest.mark.slow
+def test_smoothed_again_around_the_smoothed_states_it_is_what_exact_points_give():
+    one, other = (fd.smooth(model(), SERIES, f, iterations=3) for f in (SECOND, EXACT))
+    same(one, other, 1e-9)
+
+
+@pytest.mark.slow
+def test_all_rows_at_once_it_is_the_filter_row_by_row():
+    parallel = fd.filter(model(), SERIES, fd.ParallelGaussianFilter(SECOND))
+    same(parallel, fd.filter(model(), SERIES, SECOND), 1e-7)
+
+
 def textbook(y):
     """Särkkä and Svensson (2023), algorithm 7.8, in the order of our rows: update, then predict."""
     jac, hess = jax.jacfwd, lambda f: jax.jacfwd(jax.jacfwd(f))
