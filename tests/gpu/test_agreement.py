@@ -119,7 +119,9 @@ NONLINEAR = {
     "unscented": fd.UnscentedKalmanFilter(),
     "cubature": fd.CubatureKalmanFilter(outliers=fd.StudentTNoise(5.0)),
     "cubature, fifth degree": fd.CubatureKalmanFilter(5),
-    "Gauss-Hermite": fd.GaussHermiteKalmanFilter(3, outliers=None),
+    "Gauss-Hermite": fd.GaussHermiteKalmanFilter(3),
+    "extended, all rows at once": fd.ParallelGaussianFilter(),
+    "unscented, all rows at once": fd.ParallelGaussianFilter(fd.UnscentedKalmanFilter()),
 }
 
 
@@ -172,6 +174,26 @@ SMOOTHED = {
 def test_smoothers(name, precision):
     make, follow = SMOOTHED[name]
     agree(lambda p: moments(fd.smooth(make(p), series(p, 1), follow)), precision)
+
+
+@pytest.mark.parametrize("name", ["extended", "unscented"])
+def test_iterated_smoothers(name, precision):
+    make, follow = SMOOTHED[name]
+    case = lambda p: moments(fd.smooth(make(p), series(p, 1), follow, iterations=3))
+    agree(case, precision)
+
+
+def test_an_ensemble(precision):
+    """With the same draws on both."""
+    follow = fd.EnsembleKalmanFilter(20)
+    agree(lambda p: fd.filter(pendulum(p), series(p, 1), follow, key=jr.key(2)).mean, precision)
+
+
+def test_particles(precision):
+    """Without resampling, in which a rounding may choose another particle."""
+    follow = fd.ParticleFilter(50, ess_threshold=0.0)
+    case = lambda p: fd.filter(pendulum(p), series(p, 1), follow, key=jr.key(2)).mean
+    agree(case, precision)
 
 
 @pytest.mark.parametrize("name", SMOOTHED)
