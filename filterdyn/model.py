@@ -95,6 +95,10 @@ class StateSpaceModel(eqx.Module):
         """Is the initial distribution Gaussian, a point, or diffuse?"""
         return isinstance(self.initial, Diffuse) or conditional_moments(self.initial).exact
 
+    def starts_diffusely(self) -> bool:
+        """Is a part of the initial covariance infinite?"""
+        return isinstance(self.initial, Diffuse)
+
     def start(self, dtype: jnp.dtype) -> Gaussian:
         """The initial distribution as a Gaussian belief (its moments, where it is not Gaussian)."""
         if isinstance(self.initial, Diffuse):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -288,8 +289,11 @@ def _gaps(times: Any) -> Any:
 
 def _columns(name: str, value: Any, times: Any) -> Array:
     array = float_array(_NAME, name, value)
-    if array.ndim == 1:
+    if array.ndim == 1 and is_traced(array):
         array = array[:, None]
+    elif array.ndim == 1:
+        with jax.ensure_compile_time_eval():
+            array = array[:, None]
     if array.ndim != 2:
         raise ValueError(f"{_NAME}: `{name}` has shape {array.shape}; expected (T, columns)")
     if array.shape[0] != times.shape[0]:

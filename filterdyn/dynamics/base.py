@@ -24,15 +24,19 @@ class Interval(NamedTuple):
 
 
 class Plan(eqx.Module):
-    """What dynamics find out about the gaps of a series before it is filtered, on the host."""
+    """What is found out about a series before it is filtered, on the host: by the dynamics about its
+    gaps."""
 
     rows: Int[Array, " T"] | None = None
     gaps: Float[Array, " U"] | None = None
     #: Largest number of steps in any gap (0: the number is the same in every gap).
     most: int = eqx.field(static=True, default=0)
+    #: Is it known that nothing is missing?
+    complete: bool = eqx.field(static=True, default=False)
 
-    def cast(self, dtype: jnp.dtype) -> "Plan":
-        return Plan(self.rows, None if self.gaps is None else self.gaps.astype(dtype), self.most)
+    def cast(self, dtype: jnp.dtype, complete: bool = False) -> "Plan":
+        gaps = None if self.gaps is None else self.gaps.astype(dtype)
+        return Plan(self.rows, gaps, self.most, complete)
 
 
 class AbstractDynamics(eqx.Module):
@@ -50,6 +54,10 @@ class AbstractDynamics(eqx.Module):
     def tabulate(self, plan: Plan) -> Any:
         """Compute once what all rows share."""
         return None
+
+    def repeats(self, plan: Plan) -> bool:
+        """Do the moves of rows with one entry in `plan` differ in nothing but the input?"""
+        return False
 
     @abc.abstractmethod
     def moments(

@@ -21,6 +21,8 @@ from filterdyn.status import Status
 
 #: Up to this many distinct gaps are discretised once per call, more inside the loop over rows.
 _DISTINCT_GAPS = 32
+#: Relative difference of gaps that are taken for one.
+_ROUNDING = 4e-13
 
 
 def _at(value: Any, t: Any) -> Any:
@@ -66,6 +68,9 @@ class LinearTransition(AbstractDynamics):
         f = _at(self.F, t)
         q = _at(self.Q, t)
         return f, q, affine_offset("LinearTransition", f, _at(self.B, t), _at(self.b, t), u, "B")
+
+    def repeats(self, plan: Plan) -> bool:
+        return not isinstance(self.F, Held) and not isinstance(self.Q, Held)
 
     def tabulate(self, plan: Plan) -> PSD | None:
         return None if isinstance(self.Q, Held) else PSD.from_matrix(self.Q)
@@ -150,12 +155,16 @@ class LinearSDE(AbstractDynamics):
     def plan(self, gaps: Any) -> Plan:
         if is_traced(gaps):
             return Plan()
-        distinct, rows = np.unique(np.asarray(gaps), return_inverse=True)
+        distinct, rows = _distinct(np.asarray(gaps))
         if len(distinct) > _DISTINCT_GAPS:
             return Plan()
-        size = 1 << (len(distinct) - 1).bit_length()
-        padded = np.concatenate([distinct, np.zeros(size - len(distinct))])
-        return Plan(jnp.asarray(rows.reshape(gaps.shape), jnp.int32), jnp.asarray(padded))
+        # (At least two, so that XLA keeps the loop over them, and with it one kernel.)
+        size = max(2, 1 << (len(distinct) - 1).bit_length())
+        padded = jnp.asarray(np.concatenate([distinct, np.zeros(size - len(distinct))]))
+        return Plan(None if len(distinct) == 1 else jnp.asarray(rows, jnp.int32), padded)
+
+    def repeats(self, plan: Plan) -> bool:
+        return plan.gaps is not None
 
     def tabulate(self, plan: Plan) -> Any:
         if plan.gaps is None:
@@ -171,7 +180,9 @@ class LinearSDE(AbstractDynamics):
         if interval.table is None:
             exact = self._discretized(interval.gap)
         else:
-            exact = jax.tree.map(lambda leaf: leaf[interval.row], interval.table)
+            # (A gather's derivative is a scatter, which would break up the loop around it.)
+            row = 0 if interval.row is None else interval.row
+            exact = jax.tree.map(lambda leaf: leaf[row], interval.table)
         offset = affine_offset("LinearSDE", self.A, self.B, self.b, interval.input, "B")
         value = mv(exact.transition, x) + mv(exact.held, offset)
         return Affine(value, exact.transition, exact.noise), exact
@@ -183,7 +194,8 @@ class LinearSDE(AbstractDynamics):
 
     def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
         move, _ = self._move(x, interval)
-        return move.value + sampling_factor(move.noise) @ jr.normal(key, x.shape, x.dtype)
+        noise = sampling_factor(move.noise) @ jr.normal(key, x.shape, x.dtype)
+        return jnp.where(interval.gap > 0, move.value + noise, x)
 
     def sample_many(
         self, key: Array, x: Float[Array, "N dx"], interval: Interval
@@ -202,6 +214,26 @@ class LinearSDE(AbstractDynamics):
         dx = x.shape[0]
         check_shape(owner, "A", self.A, (dx, dx), "`initial` has that many states")
         jax.eval_shape(lambda u: affine_offset(owner, self.A, self.B, self.b, u, "B"), u)
+
+
+def _distinct(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different gaps, and which of them each gap is. Gaps that differ by what rounding makes of
+    evenly spaced times are one gap; 0, over which nothing moves, is any."""
+    values, back = np.unique(gaps, return_inverse=True)
+    positive = values > 0
+    if not positive.any():
+        return np.zeros(1), np.zeros(gaps.shape, np.int32)
+    groups = np.zeros(len(values), np.int32)
+    starts = [first := values[positive][0]]
+    for i in np.flatnonzero(positive):
+        if values[i] > first * (1 + _ROUNDING):
+            first = values[i]
+            starts.append(first)
+        groups[i] = len(starts) - 1
+        if len(starts) > _DISTINCT_GAPS:
+            break
+    means = [values[positive & (groups == g)].mean() for g in range(len(starts))]
+    return np.asarray(means), groups[back].reshape(gaps.shape)
 
 
 def _check_rows(owner: str, dx: int, **arrays: Any) -> None:

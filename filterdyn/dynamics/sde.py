@@ -24,7 +24,7 @@ from filterdyn.dynamics.stepping import (
     check_stepping,
     loop,
     plan_steps,
-    simpson_weight,
+    quadrature_weight,
     solver_step,
     steps_in,
     twice_differentiable,
@@ -47,7 +47,7 @@ class SDE(AbstractDynamics):
 
     A Gaussian filter gets the first-order moments: the mean follows the drift, the covariance its
     linearisation. Per solver step the Jacobian of the flow is taken and the process noise is added in
-    factored form by a quadrature with positive weights (Simpson's), so the covariance is positive
+    factored form by a quadrature with positive weights (Newton-Cotes), so the covariance is positive
     semi-definite whatever the step, and may be singular (a `Delta` start, noise in some states only).
     A sigma-point filter, and an extended one of second order, averages drift and diffusion over the
     belief, so that the mean sees the spread of the state too.
@@ -158,7 +158,7 @@ class SDE(AbstractDynamics):
 
         def weighted(i: Any, length: Array, x: Array) -> tuple[Array, Array]:
             """Columns of process noise at node i, and the covariance they add."""
-            weight = length * simpson_weight(i, steps.count, dtype)
+            weight = length * quadrature_weight(i, steps.count, dtype)
             noise = self._noise(t + i * steps.length, x, u)
             return jnp.sqrt(jax.lax.stop_gradient(weight)) * noise, weight * mm(noise, noise.T)
 
@@ -221,7 +221,7 @@ class SDE(AbstractDynamics):
             return scaled(weight, rule.average(cov, belief))
 
         def added(i: Any, length: Array, belief: Gaussian) -> PSD:
-            weight = length * simpson_weight(i, steps.count, dtype)
+            weight = length * quadrature_weight(i, steps.count, dtype)
             first = average(i, weight, belief)
             if not isinstance(self.diffusion, Held):
                 return first

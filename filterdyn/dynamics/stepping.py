@@ -128,11 +128,42 @@ def solver_step(
     terms: Any, solver: Any, start: Array, length: Array, x: Array, u: Any
 ) -> tuple[Float[Array, " dx"], Bool[Array, ""]]:
     """One step of a Diffrax solver from `start`, and whether it succeeded."""
+    if isinstance(solver, diffrax.AbstractERK) and isinstance(terms, diffrax.ODETerm):
+        tableau = solver.tableau
+        if isinstance(tableau, diffrax.ButcherTableau):
+            return _explicit_step(terms, tableau, start, length, x, u), jnp.array(True)
     end = start + length
     solver = _with_tolerance(solver, length.dtype)
     state = solver.init(terms, start, end, x, u)
     x, _, _, _, result = solver.step(terms, start, end, x, u, state, made_jump=False)
     return x.astype(length.dtype), result == diffrax.RESULTS.successful
+
+
+def _explicit_step(
+    term: diffrax.ODETerm,
+    tableau: diffrax.ButcherTableau,
+    start: Array,
+    length: Array,
+    x: Array,
+    u: Any,
+) -> Float[Array, " dx"]:
+    """A step of an explicit Runge-Kutta solver, its stages written out: Diffrax's loop over them writes
+    into a buffer, and that keeps a filter's step from becoming one kernel."""
+    ahead = [0.0 if tableau.c1 is None else float(tableau.c1), *map(float, tableau.c)]
+    mix = [np.zeros(0), *tableau.a_lower]
+    needed = {i for i, weight in enumerate(tableau.b_sol) if weight != 0}
+    for i in reversed(range(len(mix))):
+        if i in needed:
+            needed |= {j for j, weight in enumerate(mix[i]) if weight != 0}
+    rates: dict[int, Array] = {}
+
+    def reached(weights: Any) -> Array:
+        terms = [float(w) * rates[j] for j, w in enumerate(weights) if w != 0]
+        return x + length * sum(terms[1:], terms[0]) if terms else x
+
+    for i in sorted(needed):
+        rates[i] = term.vf(start + ahead[i] * length, reached(mix[i]), u)
+    return reached(tableau.b_sol).astype(length.dtype)
 
 
 def loop(steps: Steps, body: Callable[[Any, Any, Any], Any], carry: Any) -> Any:
@@ -152,18 +183,34 @@ def loop(steps: Steps, body: Callable[[Any, Any, Any], Any], carry: Any) -> Any:
     return jax.lax.scan(fixed if steps.fixed else counted, carry, jnp.arange(steps.most))[0]
 
 
-def simpson_weight(i: Int[Array, ""], count: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, ""]:
-    """Weight of node i of 0 .. count, times the step length: a positive rule of fourth order.
+#: Weights of the closed Newton-Cotes rules over 0 to 7 intervals of length 1: all are positive.
+_NEWTON_COTES = np.array(
+    [
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [1 / 2, 1 / 2, 0, 0, 0, 0, 0, 0],
+        [1 / 3, 4 / 3, 1 / 3, 0, 0, 0, 0, 0],
+        [3 / 8, 9 / 8, 9 / 8, 3 / 8, 0, 0, 0, 0],
+        [14 / 45, 64 / 45, 24 / 45, 64 / 45, 14 / 45, 0, 0, 0],
+        [95 / 288, 375 / 288, 250 / 288, 250 / 288, 375 / 288, 95 / 288, 0, 0],
+        [41 / 140, 216 / 140, 27 / 140, 272 / 140, 27 / 140, 216 / 140, 41 / 140, 0],
+        list(np.array([751, 3577, 1323, 2989, 2989, 1323, 3577, 751]) * 7 / 17280),
+    ]
+)
 
-    Simpson's rule for an even number of steps; for an odd one its 3/8 rule takes the first three
-    (a single step is the trapezoidal rule).
+
+def quadrature_weight(
+    i: Int[Array, ""], count: Int[Array, ""], dtype: jnp.dtype
+) -> Float[Array, ""]:
+    """Weight of node i of 0 .. count, times the step length: a positive rule of sixth order.
+
+    Four steps at a time by the rule of Newton and Cotes (Boole's); the first 5, 6 or 7 in one where
+    the number of steps is not a multiple of four, or all of them where there are fewer.
     """
-    odd = count % 2 == 1
-    interior = jnp.where((i - 3 * odd) % 2 == 1, 4.0, 2.0) / 3
-    simpson_end = 1.0 / 3
-    weight = jnp.where((i == 0) | (i == count), simpson_end, interior)
-    eighths = jnp.select([i == 0, i < 3], [3.0 / 8, 9.0 / 8], 3.0 / 8 + simpson_end)
-    eighths = jnp.where((i == 3) & (count == 3), 3.0 / 8, eighths)
-    weight = jnp.where(odd & (i <= 3), eighths, weight)
-    weight = jnp.where(count == 1, 0.5, weight)
+    first = jnp.where(count < 4, count, jnp.where(count % 4 == 0, 0, 4 + count % 4))
+    in_first = jnp.asarray(_NEWTON_COTES)[first, jnp.clip(i, 0, 7)]
+    past = i - first
+    boole = jnp.asarray([28 / 45, 64 / 45, 24 / 45, 64 / 45])[past % 4]
+    boole = jnp.where((past == 0) | (i == count), 14 / 45, boole)
+    later = (past >= 0) & (count > first)
+    weight = jnp.where(i <= first, in_first, 0.0) + jnp.where(later, boole, 0.0)
     return weight.astype(dtype)

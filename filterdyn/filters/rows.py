@@ -67,7 +67,12 @@ def rows_of(
         status,
         plan.rows,
     )
-    return row, plan.cast(dtype)
+    return row, plan.cast(dtype, is_complete(series.observations))
+
+
+def is_complete(observations: Any) -> bool:
+    """Is it known on the host that nothing is missing?"""
+    return not is_traced(observations) and not np.isnan(np.asarray(observations)).any()
 
 
 def _start(owner: str, t0: Any, times: Any, gaps: Any) -> tuple[Any, Any]:

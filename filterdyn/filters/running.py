@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from filterdyn.dynamics import Plan
-from filterdyn.filters import scan
+from filterdyn.filters import linear, scan
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
@@ -26,4 +26,6 @@ def run(
     """One after another (`scan.run`), or all at once."""
     if isinstance(filter, (ParallelKalmanFilter, ParallelGaussianFilter)):
         return run_parallel(filter, model, rows, plan, keep)
+    if linear.treats(filter, model) and linear.repeats(model, plan):
+        return linear.run_linear(filter, model, rows, plan, keep)
     return scan.run(filter, model, rows, plan, keep)

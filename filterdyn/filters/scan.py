@@ -123,7 +123,7 @@ def finite_term(record: Record) -> Float[Array, ""]:
     return jnp.where(record.fine, record.log_likelihood, 0.0)
 
 
-def _is_accurate(primitive: Any, /, *_: Any, **params: Any) -> bool:
+def is_accurate(primitive: Any, /, *_: Any, **params: Any) -> bool:
     """The values that a gradient keeps. (JAX's own `save_only_these_names` has a parameter `prim`,
     which is also a parameter of Equinox's primitives, so it fails where Diffrax steps.)"""
     return primitive.name == "name" and params["name"] == ACCURATE
@@ -159,7 +159,7 @@ def run(
 
     zero = jnp.zeros((), dtype)
     small = model.dx <= FUSED
-    policy = _is_accurate if small else None
+    policy = is_accurate if small else None
     (state, total, lost), kept = jax.lax.scan(
         jax.checkpoint(body, prevent_cse=False, policy=policy), (start, zero, zero), rows
     )

@@ -1,5 +1,6 @@
 """`filter` and `log_likelihood`: a filter applied to a series."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan, Transition
 from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters.batches import have_one_clock, have_one_pattern, run_batch
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.rows import Row, rows_of
 from filterdyn.filters.running import run
@@ -18,6 +20,7 @@ from filterdyn.filters.sampling_verbs import (
     filter_by_sampling,
     require_key,
 )
+from filterdyn.filters.scan import Record
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
 from filterdyn.series import Series
@@ -51,15 +54,17 @@ def prepare(
     filter: AbstractFilter | AbstractSamplingFilter,
     t0: Any,
     u0: Any,
+    many: bool = False,
 ) -> tuple[Row, Plan]:
-    """Check the arguments of a verb and lay the series out as rows."""
+    """Check the arguments of a verb and lay the series out as rows; a batch of series only if the verb
+    takes `many`."""
     check_is_model(owner, model)
     if not isinstance(series, Series):
         raise TypeError(
             f"{owner}: `series` is {type(series).__name__}; expected fd.Series(times, observations)"
         )
     check_is_filter(owner, filter)
-    if series.times.ndim != 1:
+    if series.times.ndim != 1 and (not many or isinstance(filter, AbstractSamplingFilter)):
         raise ValueError(
             f"{owner}: `series` is a batch of shape {series.times.shape[:-1]}; map over it with "
             "jax.vmap(lambda s: ...)(series)"
@@ -93,10 +98,29 @@ def moments_are_matched(model: StateSpaceModel, rows: Row) -> bool:
     return any(matched)
 
 
+def _run(
+    owner: str,
+    model: StateSpaceModel,
+    rows: Row,
+    plan: Plan,
+    filter: AbstractFilter,
+    keep: Callable[[Record], Any],
+    batch: tuple[bool, bool | None] | None,
+) -> tuple[Float[Array, "*B"], Any, bool]:
+    """The log-likelihood, what `keep` keeps, and whether moments were matched; of a `batch`, of which
+    it is known whether the series have one clock and miss the same entries, all with its axes."""
+    if batch is None:
+        check_model(owner, model, rows)
+        return *run(filter, model, rows, plan, keep)[1:], moments_are_matched(model, rows)
+    first = jax.tree.map(lambda x: x.reshape(-1, *x.shape[rows.time.ndim - 1 :])[0], rows)
+    check_model(owner, model, first)
+    matched = moments_are_matched(model, first)
+    return *run_batch(filter, model, rows, plan, keep, *batch), matched
+
+
 def _filter(
-    model: StateSpaceModel, rows: Row, plan: Plan, filter: AbstractFilter
-) -> tuple[Any, Float[Array, ""], Any, bool]:
-    check_model("filter", model, rows)
+    model: StateSpaceModel, rows: Row, plan: Plan, filter: AbstractFilter, batch: Any
+) -> tuple[Any, Float[Array, "*B"], Any, bool]:
     keep = lambda r: (
         r.predicted,
         r.filtered,
@@ -107,16 +131,23 @@ def _filter(
         r.log_likelihood,
         r.status,
     )
-    _, log_likelihood, kept = run(filter, model, rows, plan, keep)
-    last_input = None if rows.input is None else rows.input[-1]
-    return kept, log_likelihood, last_input, moments_are_matched(model, rows)
+    log_likelihood, kept, matched = _run("filter", model, rows, plan, filter, keep, batch)
+    last_input = None if rows.input is None else rows.input[..., -1, :]
+    return kept, log_likelihood, last_input, matched
 
 
 def _log_likelihood(
-    model: StateSpaceModel, rows: Row, plan: Plan, filter: AbstractFilter
-) -> Float[Array, ""]:
-    check_model("log_likelihood", model, rows)
-    return run(filter, model, rows, plan, lambda record: None)[1]
+    model: StateSpaceModel, rows: Row, plan: Plan, filter: AbstractFilter, batch: Any
+) -> Float[Array, "*B"]:
+    return _run("log_likelihood", model, rows, plan, filter, lambda record: None, batch)[0]
+
+
+def _batch(series: Series, rows: Row) -> tuple[bool, bool | None] | None:
+    """What is known on the host about a batch of series."""
+    if series.times.ndim == 1:
+        return None
+    one_clock = have_one_clock(rows, series.times, series.gaps)
+    return one_clock, have_one_pattern(series.observations)
 
 
 _compiled_filter = compiled("filter", _filter)
@@ -133,7 +164,7 @@ def filter(
     u0: Any = None,
     history: str = "moments",
 ) -> FilterResult:
-    """Follow the state through a series.
+    """Follow the state through a series, or through each of a batch of them (`fd.stack`).
 
     **Arguments:**
 
@@ -144,18 +175,21 @@ def filter(
     - `history`: `"moments"`, or `"beliefs"` to keep the members or particles of every row too;
       Gaussian filters always keep their beliefs.
 
-    **Returns:** a `FilterResult`.
+    **Returns:** a `FilterResult`; for a batch its arrays have the batch's axes in front. Series of one
+    linear Gaussian model that have the same times and miss the same entries share their covariances,
+    which are computed once.
 
     **Raises:** `TypeError` if the filter cannot treat the model, `ValueError` for shapes that disagree
     and for a `key` that is missing. What fails in compiled code is in `result.status`.
     """
     if history not in ("moments", "beliefs"):
         raise ValueError(f"filter: `history` is {history!r}; expected 'moments' or 'beliefs'")
-    rows, plan = prepare("filter", model, series, filter, t0, u0)
+    rows, plan = prepare("filter", model, series, filter, t0, u0, many=True)
     key = require_key("filter", filter, key)
     if isinstance(filter, AbstractSamplingFilter):
         return filter_by_sampling(model, series, rows, plan, filter, key, history)
-    kept, log_likelihood, last_input, matched = _compiled_filter(model, rows, plan, filter)
+    batch = _batch(series, rows)
+    kept, log_likelihood, last_input, matched = _compiled_filter(model, rows, plan, filter, batch)
     predicted, filtered, innovations, covs, standardized, weights, log_likelihoods, statuses = kept
     return FilterResult(
         series.times,
@@ -183,14 +217,15 @@ def log_likelihood(
     key: Array | None = None,
     t0: Any = None,
     u0: Any = None,
-) -> Float[Array, ""]:
-    """log p(y) of a series, a scalar; `-inf` if anything failed on the way.
+) -> Float[Array, "*B"]:
+    """log p(y) of a series, a scalar, or of each of a batch of them (`fd.stack`); `-inf` if anything
+    failed on the way.
 
     Keeps nothing per step, so that a gradient stores one belief per row. Arguments and errors as for
     `filter`. Differentiable in everything the model holds or closes over, in both modes and twice.
     """
-    rows, plan = prepare("log_likelihood", model, series, filter, t0, u0)
+    rows, plan = prepare("log_likelihood", model, series, filter, t0, u0, many=True)
     key = require_key("log_likelihood", filter, key)
     if isinstance(filter, AbstractSamplingFilter):
         return compiled_log_likelihood(model, rows, plan, filter, key)
-    return _compiled_log_likelihood(model, rows, plan, filter)
+    return _compiled_log_likelihood(model, rows, plan, filter, _batch(series, rows))

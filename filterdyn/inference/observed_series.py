@@ -15,7 +15,8 @@ from filterdyn._checks import float_array, is_traced
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
 from filterdyn.filters import sampling_scan
-from filterdyn.filters.rows import Row, rows_of
+from filterdyn.filters.batches import have_one_pattern, run_many
+from filterdyn.filters.rows import Row, is_complete, rows_of
 from filterdyn.filters.running import run
 from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.sampling_verbs import require_key
@@ -155,12 +156,23 @@ class ObservedSeries(dist.Distribution):
         return jnp.broadcast_to(value, whole)
 
     def _log_density(self, value: Any, pointwise: bool) -> Array:
+        complete = is_complete(value)
+        one_pattern = have_one_pattern(value) if np.ndim(value) > 2 else True
         value = self._value(value)
         lead = value.shape[:-2]
         flat = value.reshape(-1, *self.batch_shape, *self.event_shape)
         rows, plan = self._rows(value)
+        plan = plan.cast(rows.observation.dtype, complete)
         out = _compiled_log_density(
-            self.model, rows, plan, self.filter, self.key, self.batch_shape, flat, pointwise
+            self.model,
+            rows,
+            plan,
+            self.filter,
+            self.key,
+            self.batch_shape,
+            flat,
+            pointwise,
+            one_pattern,
         )
         return out.reshape(*lead, *out.shape[1 + len(self.batch_shape) :])
 
@@ -210,12 +222,22 @@ def _log_density(
     batch_shape: tuple[int, ...],
     values: Array,
     pointwise: bool,
+    one_pattern: bool | None,
 ) -> Array:
+    keep = lambda record: record.log_likelihood if pointwise else None
+    of_one_model = model.batch_shape == () and rows.time.ndim == 1
+    if of_one_model and not isinstance(filter, AbstractSamplingFilter):
+        each = values.reshape(-1, *values.shape[-2:]).astype(rows.observation.dtype)
+        rows = rows._replace(observation=each[0])
+        check_model(_NAME, model, rows)
+        total, kept = run_many(filter, model, rows, plan, each, None, keep, one_pattern)
+        out = kept if pointwise else total
+        return out.reshape(*values.shape[:-2], *out.shape[1:])
+
     def one(model: StateSpaceModel, rows: Row, given: tuple[Array, Array | None]) -> Array:
         y, key = given
         rows = rows._replace(observation=y.astype(rows.observation.dtype))
         check_model(_NAME, model, rows)
-        keep = lambda record: record.log_likelihood if pointwise else None
         if isinstance(filter, AbstractSamplingFilter):
             assert key is not None
             _, total, each = sampling_scan.run(filter, model, rows, plan, key, keep)

@@ -1,10 +1,16 @@
 """Small dense kernels. A covariance is carried as a `PSD`: its factor holds the value, its matrix
 the derivative."""
 
-from filterdyn.linalg.condition import condition
+from filterdyn.linalg.condition import (
+    Known,
+    condition,
+    condition_given,
+    known_part,
+    without_correlation,
+)
 from filterdyn.linalg.conditioned import Conditioned
 from filterdyn.linalg.discretize import Discretized, discretize
-from filterdyn.linalg.products import FUSED, mm, mv
+from filterdyn.linalg.products import FUSED, mm, mv, times
 from filterdyn.linalg.psd import PSD, DiffusePart, congruence, factor_of
 from filterdyn.linalg.regression import Regression, regress
 from filterdyn.linalg.robust import condition_robustly
@@ -19,17 +25,22 @@ __all__ = [
     "Conditioned",
     "DiffusePart",
     "Discretized",
+    "Known",
     "Regression",
     "accurately",
     "condition",
+    "condition_given",
     "condition_robustly",
     "congruence",
     "discretize",
     "factor_of",
+    "known_part",
     "mm",
     "mv",
     "regress",
     "sampling_factor",
+    "times",
     "triangularize",
     "with_derivative_of",
+    "without_correlation",
 ]

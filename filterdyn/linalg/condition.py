@@ -1,14 +1,16 @@
 """Conditioning a Gaussian on noisy linear measurements."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from filterdyn.linalg.block import condition_in_one
+from filterdyn.linalg.block import Whitening, condition_in_one, condition_whitened, whiten
 from filterdyn.linalg.conditioned import Conditioned
+from filterdyn.linalg.decorrelate import independent
 from filterdyn.linalg.diffuse import condition_diffusely
 from filterdyn.linalg.products import FUSED
 from filterdyn.linalg.psd import PSD
-from filterdyn.linalg.sequential import condition_sequentially
+from filterdyn.linalg.sequential import Sweeps, condition_by, condition_sequentially, sweeps
 
 
 def condition(
@@ -41,3 +43,34 @@ def condition(
         return condition_diffusely(cov, h, residual, noise, observed)
 
     return jax.lax.cond((cov.diffuse.factor != 0).any(), diffuse, proper, cov)
+
+
+#: The part of conditioning in which there are no data.
+Known = Sweeps | Whitening
+
+
+def without_correlation(
+    h: Float[Array, "dy dx"],
+    noise: Float[Array, " dy"] | Float[Array, "dy dy"],
+    observed: Bool[Array, " dy"],
+) -> tuple[Array, Array | None, Array]:
+    """H, a matrix T and the noise of T (measurements) in the form that `known_part` wants: for small
+    states independent. T is `None` where nothing is to be done."""
+    if h.shape[1] > FUSED or noise.ndim == 1:
+        return h, None, noise
+    return independent(h, jnp.eye(len(h), dtype=h.dtype), noise, observed)
+
+
+def known_part(cov: PSD, h: Array, noise: Array, observed: Array) -> Known:
+    """What conditioning a proper `cov` on such measurements comes to, but for the data."""
+    return (sweeps if h.shape[1] <= FUSED else whiten)(cov, h, noise, observed)
+
+
+def condition_given(
+    known: Known, cov: PSD, h: Array, residual: Float[Array, "dy *S"], noise: Array, observed: Array
+) -> Conditioned:
+    """`condition` with its `known_part`; of several series at once, if the residual has a column for
+    each of them."""
+    if isinstance(known, Sweeps):
+        return condition_by(known, cov, h, residual, noise)
+    return condition_whitened(known, cov, h, residual, noise, observed)

@@ -22,3 +22,22 @@ def mv(a: Float[Array, "n k"], x: Float[Array, " k"]) -> Float[Array, " n"]:
     if max(a.shape) <= SMALL:
         return (a * x).sum(1)
     return jnp.matmul(a, x, precision=Precision.HIGHEST)
+
+
+def along(h: Float[Array, " n"], x: Float[Array, "n *S"]) -> Float[Array, "*S"]:
+    """h^T x, for every column of x where there are several."""
+    return ((h if x.ndim == 1 else h[:, None]) * x).sum(0)
+
+
+def outer(gain: Float[Array, " n"], error: Float[Array, "*S"]) -> Float[Array, "n *S"]:
+    """gain error, for every error where there are several."""
+    return gain * error if error.ndim == 0 else gain[:, None] * error[None, :]
+
+
+def times(a: Float[Array, "m n"], x: Float[Array, "n *S"]) -> Float[Array, "m *S"]:
+    """A x, for every column of x where there are several."""
+    if x.ndim == 1:
+        return mv(a, x)
+    if max(a.shape) <= SMALL:
+        return (a[:, :, None] * x[None, :, :]).sum(1)
+    return jnp.matmul(a, x, precision=Precision.HIGHEST)

@@ -1,7 +1,7 @@
 """Conditioning a small Gaussian, one scalar measurement at a time."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,33 @@ from jaxtyping import Array, Bool, Float
 
 from filterdyn.linalg.conditioned import Conditioned
 from filterdyn.linalg.decorrelate import UNROLL, independent
-from filterdyn.linalg.products import SMALL, mm, mv
+from filterdyn.linalg.products import SMALL, along, mm, mv, outer
 from filterdyn.linalg.psd import PSD
 from filterdyn.linalg.surrogate import ACCURATE, accurately
+
+
+class Sweeps(NamedTuple):
+    """What scalar measurements do to a covariance, one after the other: values without a derivative,
+    in which there are no data, so that rows which are alike share them. Leading axes dy."""
+
+    #: The covariance, or its factor, after each measurement.
+    carriers: Float[Array, "dy n n"]
+    ph: Float[Array, "dy n"]
+    #: 1 / (h^T P h + r), and log (h^T P h + r).
+    precisions: Float[Array, " dy"]
+    log_variances: Float[Array, " dy"]
+    #: Is the measurement used? Is its predictive variance zero though it was observed?
+    use: Bool[Array, " dy"]
+    zero: Bool[Array, " dy"]
+
+    @property
+    def carrier(self) -> Float[Array, "n n"]:
+        """The covariance, or its factor, at the end."""
+        return self.carriers[-1]
+
+    @property
+    def singular(self) -> Bool[Array, ""]:
+        return self.zero.any()
 
 
 def condition_sequentially(
@@ -25,49 +49,103 @@ def condition_sequentially(
 ) -> Conditioned:
     """`condition` without a LAPACK call, so that XLA fuses it into the loop around it."""
     h, residuals, noise = independent(h, residual[:, None], noise, observed)
-    residual = residuals[:, 0]
+    swept = sweeps(cov, h, noise, observed)
+    return condition_by(swept, cov, h, residuals[:, 0], noise)
+
+
+def sweeps(
+    cov: PSD,
+    h: Float[Array, "dy dx"],
+    noise: Float[Array, " dy"],
+    observed: Bool[Array, " dy"],
+) -> Sweeps:
+    """The covariance's part of conditioning on measurements with independent noise."""
+    h, noise = stop_gradient((h, noise))
+    square_root = cov.factor is not None
     sizes = stop_gradient(cov.standard_deviations())
-    dtype = cov.matrix.dtype
-    eps = jnp.finfo(dtype).eps
+    eps = jnp.finfo(h.dtype).eps
+
+    def scalar(carrier: Array, row: Any) -> tuple[Array, Sweeps]:
+        h_i, r_i, observed_i = row
+        if square_root:
+            phi = (carrier * h_i[:, None]).sum(0)
+            after, ph, a = sweep(carrier, phi, r_i)
+        else:
+            ph = mv(carrier, h_i)
+            a = (h_i * ph).sum() + r_i
+        scale = (jnp.abs(h_i) * sizes).sum()
+        zero = a <= jnp.where(r_i == 0, (16 * eps * scale) ** 2, 0.0)
+        use = observed_i & ~zero
+        a = jnp.where(use, a, 1.0)
+        if not square_root:
+            after = joseph(carrier, jnp.where(use, ph / a, 0.0), h_i, r_i)
+        carrier = jnp.where(use, after, carrier)
+        return carrier, Sweeps(carrier, ph, 1.0 / a, jnp.log(a), use, observed_i & zero)
+
+    return _one_by_one(scalar, stop_gradient(cov.carrier), (h, noise, observed))[1]
+
+
+def condition_by(
+    swept: Sweeps,
+    cov: PSD,
+    h: Float[Array, "dy dx"],
+    residual: Float[Array, "dy *S"],
+    noise: Float[Array, " dy"],
+) -> Conditioned:
+    """Conditioning on measurements with independent noise whose `sweeps` are known. The residual may
+    have a trailing axis: several series that share a covariance."""
+    square_root = cov.factor is not None
     log_two_pi = math.log(2 * math.pi)
 
-    def scalar(carry: Any, row: Any) -> tuple[Any, tuple[Array, Array, Array]]:
-        shift, cov = carry
-        h_i, residual_i, r_i, observed_i = row
-        ph, a, swept = project(cov, h_i, r_i)
-        fixed_r, fixed_a = stop_gradient(r_i), stop_gradient(a)
-        scale = (jnp.abs(stop_gradient(h_i)) * sizes).sum()
-        zero = fixed_a <= jnp.where(fixed_r == 0, (16 * eps * scale) ** 2, 0.0)
-        use = checkpoint_name(observed_i & ~zero, ACCURATE)
-        a = jnp.where(use, a, 1.0)
-        error = jnp.where(use, residual_i - (h_i * shift).sum(), 0.0)
-        log_likelihood = jnp.where(use, -0.5 * (jnp.log(a) + log_two_pi + error * error / a), 0.0)
-        gain = jnp.where(use, ph / a, 0.0)
-        # Joseph's form: P - K (H P) would be lost to cancellation where r is far below H P H^T. In
-        # square-root form only its derivative is used.
-        left = cov.matrix - gain[:, None] * mv(cov.matrix, h_i)[None, :]
-        matrix = left - mv(left, h_i)[:, None] * gain[None, :] + r_i * gain[:, None] * gain[None, :]
-        if swept is None:
-            cov = PSD(None, 0.5 * (matrix + matrix.T))
-        else:
-            factor = jnp.where(use, swept, cov.factor)
-            cov = PSD(factor, accurately(mm(factor, factor.T), matrix))
-        standardized = error / jnp.sqrt(a)
-        return (shift + gain * error, cov), (log_likelihood, standardized, observed_i & zero)
+    def scalar(carry: Any, row: Any) -> tuple[Any, Any]:
+        shift, matrix = carry
+        h_i, residual_i, r_i, known = row
+        use = checkpoint_name(known.use, ACCURATE)
+        ph = mv(matrix, h_i)
+        a = jnp.where(use, (h_i * ph).sum() + r_i, 1.0)
+        ph = accurately(known.ph, ph)
+        precision = accurately(known.precisions, 1.0 / a)
+        log_variance = accurately(known.log_variances, jnp.log(a))
+        error = jnp.where(use, residual_i - along(h_i, shift), 0.0)
+        gain = jnp.where(use, ph * precision, 0.0)
+        terms = log_variance + log_two_pi + error * error * precision
+        carrier = known.carriers
+        value = mm(carrier, carrier.T) if square_root else carrier
+        matrix = accurately(value, joseph(matrix, gain, h_i, r_i))
+        standardized = error * jnp.sqrt(precision)
+        return (shift + outer(gain, error), matrix), (jnp.where(use, terms, 0.0), standardized)
 
-    carry: Any = (jnp.zeros(h.shape[1], dtype), cov)
-    measurements = (h, residual, noise, observed)
-    dy = h.shape[0]
-    if dy <= UNROLL:
-        each = []
-        for i in range(dy):
-            carry, found = scalar(carry, tuple(x[i] for x in measurements))
-            each.append(found)
-        terms, standardized, zeros = (jnp.stack(x) for x in zip(*each, strict=True))
-    else:
-        carry, (terms, standardized, zeros) = jax.lax.scan(scalar, carry, measurements)
-    shift, cov = carry
-    return Conditioned(shift, cov, terms.sum(), standardized, zeros.any())
+    shift = jnp.zeros((h.shape[1], *residual.shape[1:]), h.dtype)
+    rows = (h, residual, noise, swept)
+    (shift, matrix), (terms, standardized) = _one_by_one(scalar, (shift, cov.matrix), rows)
+    factor = swept.carrier if square_root else None
+    after = PSD(factor, matrix)
+    return Conditioned(shift, after, -0.5 * terms.sum(0), standardized, swept.singular)
+
+
+def joseph(
+    matrix: Float[Array, "n n"],
+    gain: Float[Array, " n"],
+    h: Float[Array, " n"],
+    r: Float[Array, ""],
+) -> Float[Array, "n n"]:
+    """(I - K h^T) P (I - K h^T)^T + K r K^T. P - K (h^T P) would be lost to cancellation where r is far
+    below h^T P h. In square-root form only its derivative is used."""
+    left = matrix - gain[:, None] * mv(matrix, h)[None, :]
+    after = left - mv(left, h)[:, None] * gain[None, :] + r * gain[:, None] * gain[None, :]
+    return 0.5 * (after + after.T)
+
+
+def _one_by_one(scalar: Any, carry: Any, rows: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan`, unrolled where there are few rows."""
+    count = len(jax.tree.leaves(rows)[0])
+    if count > UNROLL:
+        return jax.lax.scan(scalar, carry, rows)
+    each = []
+    for i in range(count):
+        carry, found = scalar(carry, jax.tree.map(lambda x, i=i: x[i], rows))
+        each.append(found)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *each)
 
 
 def project(

@@ -33,6 +33,11 @@ class AbstractObservation(eqx.Module):
     #: Is the measurement a linear function of the state plus Gaussian noise?
     is_linear: ClassVar[bool] = False
 
+    @property
+    def is_constant(self) -> bool:
+        """Do all rows have the same slope and noise?"""
+        return False
+
     @abc.abstractmethod
     def distribution(self, t: Any, x: Float[Array, " dx"], u: Any) -> dist.Distribution:
         """The NumPyro distribution of y (event shape (dy,)) at time `t`, state `x`, input `u`."""

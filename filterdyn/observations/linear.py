@@ -57,6 +57,10 @@ class LinearObservation(AbstractObservation):
                         f"{self.H.shape}; the first axes must agree"
                     )
 
+    @property
+    def is_constant(self) -> bool:
+        return not isinstance(self.H, Held) and not isinstance(self.R, Held)
+
     def _parts(self, t: Any, u: Any) -> tuple[Array, Array]:
         h = at_time(self.H, t)
         return h, affine_offset(
