@@ -47,6 +47,8 @@ class ParallelGaussianFilter(AbstractFilter):
     the number of iterations.
 
     `smooth` is parallel and checked in the same way, in all of its `iterations`.
+    The check takes the Jacobian of a step in mean and covariance, (dx (dx + 3) / 2)^2 numbers in every
+    row, so this is for a few states.
     """
 
     filter: AbstractFilter
