@@ -69,11 +69,14 @@ def _gained(
 ) -> Float[Array, "k dx"]:
     """K e of every row e, missing entries masked."""
     innovations = jnp.where(seen.observed, innovations, 0.0)
-    if localization is None:
+    (n, dx), dy = a.shape, innovations.shape[1]
+    formed = weighing.inner_root is None
+    if localization is None and (not formed or n * (dy + dx) <= 2 * dy * dx):
         return product(weighing.weights(innovations), a) / _scale(a)
     cross = product(seen.masked[1].T, a) / _scale(a)
-    tapered = cross * localization.states_observations.T.astype(a.dtype)  # type: ignore[union-attr]
-    return weighing.solved(innovations, tapered)
+    if localization is not None:
+        cross = cross * localization.states_observations.T.astype(a.dtype)  # type: ignore[union-attr]
+    return weighing.solved(innovations, cross)
 
 
 def transform(
@@ -113,17 +116,18 @@ def serial(
     2002; Potter 1963): mean + K d, anomalies - alpha K y^T with alpha = 1 / (1 + sqrt(r / s)). What
     the members expect of later measurements is moved along.
 
-    Without localisation it is the weights of the anomalies that move.
+    Without localisation it may be the weights of the anomalies that move, if those are fewer than the
+    states.
     """
     d, y, r = seen.masked
     rows, residuals, r = independent(y.T, d[:, None], r, seen.observed)
     y, d = rows.T, residuals[:, 0]
     n, dy = y.shape
     scale = _scale(a)
-    if localization is None:
-        moving, near, among = jnp.eye(n, dtype=a.dtype), None, None
-    else:
-        moving = a / scale
+    by_weights = localization is None and n <= a.shape[1]
+    moving = jnp.eye(n, dtype=a.dtype) if by_weights else a / scale
+    near = among = None
+    if localization is not None:
         near = localization.states_observations.T.astype(a.dtype)  # type: ignore[union-attr]
         among = localization.observations_observations.astype(a.dtype)  # type: ignore[union-attr]
 
@@ -148,7 +152,7 @@ def serial(
 
     start = (jnp.zeros(moving.shape[1], a.dtype), moving, d, y)
     (shift, moving, _, _), _ = jax.lax.scan(one, start, jnp.arange(dy))
-    if localization is None:
+    if by_weights:
         return Analysis(product(shift, a) / scale, product(moving, a))
     return Analysis(shift, moving * scale)
 

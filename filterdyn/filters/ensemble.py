@@ -309,8 +309,8 @@ def _first(*statuses: Array) -> Int[Array, ""]:
 
 def _positive(value: Any) -> Array:
     array = float_array(_NAME, "inflation", value)
-    bad = array.ndim or (not is_traced(array) and not (np.isfinite(array) and array > 0))
-    if bad:
+    known = not is_traced(array)
+    if array.ndim or (known and not (np.isfinite(float(array)) and float(array) > 0)):
         raise ValueError(
             f"{_NAME}: `inflation` is {value!r}; expected a positive number or an "
             "fd.AdaptiveInflation"
