@@ -121,13 +121,16 @@ def smooth(
 
     **Returns:** a `SmootherResult`.
 
-    **Raises:** `ValueError` also for `iterations` > 1 with a filter that adapts its noise.
+    **Raises:** `ValueError` also for `iterations` > 1 with a filter that adapts its noise or samples.
     """
     iterations = check_count("smooth", "iterations", iterations)
     if is_traced(damping) or not 0 <= damping < 1:
         raise ValueError(f"smooth: `damping` is {damping!r}; expected a number 0 <= d < 1")
     rows, plan = prepare("smooth", model, series, filter, t0, u0)
     if isinstance(filter, AbstractSamplingFilter):
+        if iterations > 1:
+            name = type(filter).__name__
+            raise ValueError(f"smooth: `iterations` is {iterations}, and {name} linearises nothing")
         key = require_key("smooth", filter, key)
         return smooth_by_sampling(filter, model, series, rows, plan, key)
     if iterations > 1 and getattr(filter, "adaptive", None) is not None:
