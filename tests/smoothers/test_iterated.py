@@ -325,3 +325,11 @@ def test_noise_that_adapts_is_refused():
     filter = fd.ExtendedKalmanFilter(adaptive=fd.AdaptiveNoise())
     with pytest.raises(ValueError, match="`iterations` is more than 1, and `filter` has AdaptiveN"):
         fd.smooth(model, series, filter, iterations=2)
+
+
+def test_a_filter_that_samples_is_refused():
+    model = fd.StateSpaceModel(initial, oscillator, seen)
+    with pytest.raises(
+        ValueError, match="`iterations` is 2, and ParticleFilter linearises nothing"
+    ):
+        fd.smooth(model, series, fd.ParticleFilter(8), iterations=2, key=jax.random.key(0))
