@@ -69,6 +69,32 @@ def test_serial_is_the_kalman_filter_of_its_own_moments(series, kalman):
     assert_same(fd.filter(model(), series, serial, key=KEY), kalman(serial))
 
 
+def test_smoothed_members_are_the_smoother_of_their_own_moments(series):
+    """Without process noise: the regression on N members is the inverse of the transition."""
+    filter = fd.EnsembleKalmanFilter(8, "transform")
+    found = fd.smooth(model(), series, filter, key=KEY)
+    belief = filter.init(model(), F.dtype, jax.random.fold_in(KEY, 0))
+    exact = fd.smooth(model(belief.mean, belief.cov), series, fd.KalmanFilter())
+    tolerance = 1e-9 if X64 else 1e-2
+    np.testing.assert_allclose(found.mean, exact.mean, atol=tolerance)
+    np.testing.assert_allclose(found.cov, exact.cov, atol=tolerance)
+    np.testing.assert_allclose(found.log_likelihood, exact.log_likelihood, rtol=tolerance)
+
+
+@pytest.mark.slow
+def test_smoothed_members_tend_to_the_smoother_with_process_noise_too(series):
+    noisy = model(q=0.1)
+    exact = fd.smooth(noisy, series, fd.KalmanFilter())
+    filter = fd.EnsembleKalmanFilter(2000, "serial")
+    found = fd.smooth(noisy, series, filter, key=KEY)
+    # Standard deviations are up to 0.7: the standard error of a mean is 0.016 at most, here 36 of them.
+    np.testing.assert_allclose(found.mean, exact.mean, atol=0.07)
+    np.testing.assert_allclose(found.cov, exact.cov, atol=0.07)
+    paths = fd.sample_paths(noisy, series, filter, key=KEY, num_samples=1500)
+    lag_one = jnp.stack([jnp.cov(paths[:, k + 1].T, paths[:, k].T)[:3, 3:] for k in range(11)])
+    np.testing.assert_allclose(lag_one, exact.lag_one_covs, atol=0.09)
+
+
 @pytest.mark.slow
 def test_the_symmetric_root_is_the_kalman_filter_of_its_own_moments(series, kalman):
     symmetric = fd.EnsembleKalmanFilter(8, "transform", rotate=False)
