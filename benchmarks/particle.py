@@ -1,3 +1,4 @@
+# ruff: noqa: NPY002  (numba and particles draw from NumPy's global generator)
 """The bootstrap filter against other libraries and against a serial numba floor.
 
     python benchmarks/particle.py [--quick] [--only volatility tracking] [--write]
@@ -21,7 +22,17 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
-from harness import Aim, aims, interleave, measured, number, ratio, surroundings, table, write_section
+from harness import (
+    Aim,
+    aims,
+    interleave,
+    measured,
+    number,
+    ratio,
+    surroundings,
+    table,
+    write_section,
+)
 
 import filterdyn as fd
 
@@ -434,12 +445,22 @@ def main():
         )
         right &= fine
         for size in sizes[1:] or sizes:
+            what = f"{make.__name__}, N = {size:,}"
             cost = {name: c.cpu for name, c in times[size].items()}
             peers = [cost[n] for n in PEERS if n in cost and n != FLOOR]
             best = min(peers) if peers else None
             found += [
-                Aim(f"{make.__name__}, N = {size:,}: of the floor", ratio(cost[OURS], cost.get(FLOOR)), 1.0),
-                Aim(f"{make.__name__}, N = {size:,}: faster than the best peer", ratio(best, cost[OURS]), 4.0, True),
+                Aim(
+                    f"{make.__name__}, N = {size:,}: of the floor",
+                    ratio(cost[OURS], cost.get(FLOOR)),
+                    1.0,
+                ),
+                Aim(
+                    f"{make.__name__}, N = {size:,}: faster than the best peer",
+                    ratio(best, cost[OURS]),
+                    4.0,
+                    True,
+                ),
             ]
         text = f"{text}\n\n{surroundings(*PACKAGES)}"
         print(text, flush=True)
