@@ -450,17 +450,8 @@ def main():
             peers = [cost[n] for n in PEERS if n in cost and n != FLOOR]
             best = min(peers) if peers else None
             found += [
-                Aim(
-                    f"{make.__name__}, N = {size:,}: of the floor",
-                    ratio(cost[OURS], cost.get(FLOOR)),
-                    1.0,
-                ),
-                Aim(
-                    f"{make.__name__}, N = {size:,}: faster than the best peer",
-                    ratio(best, cost[OURS]),
-                    4.0,
-                    True,
-                ),
+                Aim(f"{what}: of the floor", ratio(cost[OURS], cost.get(FLOOR)), 1.0),
+                Aim(f"{what}: faster than the best peer", ratio(best, cost[OURS]), 4.0, True),
             ]
         text = f"{text}\n\n{surroundings(*PACKAGES)}"
         print(text, flush=True)
