@@ -274,13 +274,13 @@ def test_one_of_a_stack_is_a_series():
     np.testing.assert_array_equal(one.gaps, RAGGED[2].gaps)
 
 
-@pytest.mark.parametrize(
-    "verb", [fd.filter, fd.log_likelihood, fd.smooth], ids=lambda v: v.__name__
-)
-def test_a_verb_given_a_stack_says_to_map_over_it(verb):
-    message = rf"{verb.__name__}: `series` is a batch of shape \(3,\); map over it with jax.vmap"
-    with pytest.raises(ValueError, match=message):
-        verb(oscillator(1.0), fd.stack(RAGGED), fd.KalmanFilter())
+def test_a_verb_that_takes_no_stack_says_to_map_over_it():
+    message = r"{}: `series` is a batch of shape \(3,\); map over it with jax.vmap"
+    with pytest.raises(ValueError, match=message.format("smooth")):
+        fd.smooth(oscillator(1.0), fd.stack(RAGGED), fd.KalmanFilter())
+    sampling = fd.EnsembleKalmanFilter(10)
+    with pytest.raises(ValueError, match=message.format("log_likelihood")):
+        fd.log_likelihood(oscillator(1.0), fd.stack(RAGGED), sampling, key=jax.random.key(0))
 
 
 # Times that are only known inside jit: a status, not silence.
