@@ -2,6 +2,11 @@
 
 from filterdyn.diagnostics.calibration import PIT, Coverage, coverage, pit
 from filterdyn.diagnostics.consistency import ConsistencyReport, Fault, consistency_report
+from filterdyn.diagnostics.gradient_check import (
+    GradientCheck,
+    GradientOfMode,
+    gradient_check,
+)
 from filterdyn.diagnostics.identifiability import Identifiability, identifiability
 from filterdyn.diagnostics.input_correlation import InputCorrelation, input_correlation
 from filterdyn.diagnostics.mean_bias import MeanBias, mean_bias
@@ -43,4 +48,8 @@ __all__ = [
     "Identifiability",
     "profile_likelihood",
     "Profile",
+    # is the gradient of a particle filter worth following?
+    "gradient_check",
+    "GradientCheck",
+    "GradientOfMode",
 ]
