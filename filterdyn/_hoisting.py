@@ -53,8 +53,7 @@ def hoisted(function: Held, *example: Any) -> Held:
 
     def rest(values: list[Any], *args: Any) -> Any:
         env = dict(zip(names, values, strict=True))
-        leaves, given = jax.tree.flatten(args)
-        assert given == tree
+        leaves = jax.tree.leaves(args)
         env.update(zip(jaxpr.invars, leaves, strict=True))
         for equation in later:
             _evaluate(equation, env)
