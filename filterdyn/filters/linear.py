@@ -32,7 +32,6 @@ from filterdyn.filters.scan import (
 )
 from filterdyn.linalg import (
     ACCURATE,
-    FUSED,
     PSD,
     Known,
     accurately,
@@ -135,8 +134,7 @@ def run_linear(
         state, memory, record = _step(model, table, seen, constant, state, memory, row)
         return (state, memory, *add(total, lost, finite_term(record))), keep(record)
 
-    policy = is_accurate if model.dx <= FUSED else None
-    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+    body = jax.checkpoint(body, prevent_cse=False, policy=is_accurate)
     zero = jnp.zeros(series, dtype)
 
     def scan(rows: Row) -> Any:
