@@ -91,6 +91,7 @@ def test_chaotic_dynamics_need_the_score():
     assert "chaos" in found.advice
 
 
+@pytest.mark.slow
 def test_arrays_of_a_model_are_its_parameters(series):
     model = fd.StateSpaceModel(
         dist.Normal(jnp.zeros(1), jnp.ones(1)).to_event(1),

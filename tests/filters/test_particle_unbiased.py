@@ -59,7 +59,7 @@ def volatility():
         pytest.param(fd.ParticleFilter(64, ess_threshold=1.0), marks=slow),
         pytest.param(fd.ParticleFilter(64, ess_threshold=0.1), marks=slow),
         pytest.param(fd.ParticleFilter(256, ess_threshold=0.0), marks=slow),
-        fd.ParticleFilter(64, fd.Stratified(), 1.0),
+        pytest.param(fd.ParticleFilter(64, fd.Stratified(), 1.0), marks=slow),
         pytest.param(fd.ParticleFilter(64, fd.Multinomial(), 1.0), marks=slow),
         pytest.param(fd.ParticleFilter(64, fd.Residual(), 1.0), marks=slow),
         pytest.param(fd.ParticleFilter(64, fd.Killing(), 1.0), marks=slow),
@@ -207,7 +207,7 @@ GUIDED = {
         ess_threshold=1.0,
     ),
 }
-_DEFAULT = ("function", "extended", "auxiliary")
+_DEFAULT = ("function",)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def test_sampled_paths_have_the_joint_distribution_of_the_posterior(linear, name
     np.testing.assert_array_equal(paths[:, 2], paths[:, 3])  # a repeated time has one state
 
 
+@slow
 def test_a_repeated_time_has_one_state(linear):
     model, series, _ = linear
     filter = fd.ParticleFilter(32, paths=fd.FixedLag(3))
