@@ -11,6 +11,7 @@ from filterdyn._callables import Function, Held, hold_function
 from filterdyn._checks import batch_hint
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics.base import AbstractDynamics, Interval
+from filterdyn.dynamics.noise import standard_normals
 from filterdyn.linalg import mv
 from filterdyn.linearization import AbstractLinearization, Affine
 from filterdyn.moments import bare, conditional_moments
@@ -76,7 +77,7 @@ class Transition(AbstractDynamics):
 
         jax.eval_shape(look, x[0], x[0])
         if known[0]:
-            drawn = jax.vmap(look)(x, jax.random.normal(key, x.shape, x.dtype))
+            drawn = jax.vmap(look)(x, standard_normals(key, x.shape, x.dtype))
         else:
             keys = jax.random.split(key, len(x))
             drawn = jax.vmap(lambda key, x: self.distribution(t, x, u).sample(key))(keys, x)

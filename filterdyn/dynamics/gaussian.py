@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from filterdyn.dynamics.noise import standard_normals
 from filterdyn.linalg import PSD, mv
 from filterdyn.linalg.cholesky import cholesky
 from filterdyn.linalg.products import SMALL
@@ -22,7 +23,7 @@ def draws(
     key: Array, factor: Float[Array, "n n"], like: Float[Array, "N n"]
 ) -> Float[Array, "N n"]:
     """Draws of N(0, L L^T), one for every row of `like`, from one array of random numbers."""
-    return rows_through(factor, jax.random.normal(key, like.shape, like.dtype))
+    return rows_through(factor, standard_normals(key, like.shape, like.dtype))
 
 
 def log_density_of(residual: Float[Array, " n"], noise: PSD) -> Float[Array, ""]:
