@@ -8,7 +8,7 @@ half of the effective sample size. Published figures are of 100 filters, ours of
 
 The gradients: x' = a M x + q N(0, I), y = x + r N(0, I), M = I + 0.1 (superdiagonal) - 0.1 (subdiagonal),
 parameters (a, log q, log r) off the truth, 50 rows, float32; errors relative to the exact gradient of the
-Kalman filter over 50 keys, and CPU time of one gradient. And stochastic volatility, against a grid. The exit
+Kalman filter over 50 keys (10 for entropic transport of 500 particles), and the least CPU time of one gradient. And stochastic volatility, against a grid. The exit
 status says whether the exact column and the table are met (four standard errors).
 """
 
@@ -134,7 +134,8 @@ def volatility_case():
 
 
 def errors(case, filter, keys):
-    """Relative bias, standard deviation and root mean square error, and CPU seconds of a gradient."""
+    """Relative bias, standard deviation and root mean square error, and the least CPU seconds of a
+    gradient (beside other work the threads of a small product wait, and waiting counts)."""
     make, theta, series, exact = case
     series = fd.Series(series.times, series.observations.astype(jnp.float32))
     gradient = jax.grad(lambda th, key: fd.log_likelihood(make(th), series, filter, key=key))
@@ -149,7 +150,7 @@ def errors(case, filter, keys):
     bias = np.linalg.norm(found.mean(0) - exact) / size
     spread = np.sqrt(found.var(0).sum()) / size
     rms = np.sqrt(((found - exact) ** 2).sum(1).mean()) / size
-    return bias, spread, rms, float(np.median(seconds[1:]))
+    return bias, spread, rms, min(seconds[1:])
 
 
 def gradients(quick):

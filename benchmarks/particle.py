@@ -441,7 +441,7 @@ def main():
         if make.__name__ not in options.only:
             continue
         text, times, fine = solve(
-            make, sizes, rows, 3 if quick else 8, 1 if quick else 5, 2.0 if quick else 40.0
+            make, sizes, rows, 3 if quick else 4, 1 if quick else 3, 2.0 if quick else 15.0
         )
         right &= fine
         for size in sizes[1:] or sizes:
