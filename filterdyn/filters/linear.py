@@ -189,11 +189,12 @@ def _step(
     found = condition_given(known.measured, predicted, sensors.h, residual, sensors.noise, seen)
 
     failure = jnp.where(found.singular, Status.SINGULAR_INNOVATION, Status.MODEL_NOT_FINITE)
-    finite = jnp.isfinite(found.shift).all(0) & jnp.isfinite(found.log_likelihood)
-    finite &= jnp.isfinite(mean).all(0) & known.sound
+    after = mean + found.shift
+    # (What is not finite in the mean shows in one of these.)
+    finite = jnp.isfinite(after).all(0) & jnp.isfinite(found.log_likelihood) & known.sound
     status = first_failure(state.status, row.status, jnp.where(finite, Status.OK, failure))
     fine = checkpoint_name(status == Status.OK, ACCURATE)
-    belief = Gaussian(mean + found.shift, spread=found.cov)
+    belief = Gaussian(after, spread=found.cov)
     visible = lambda x, fine=fine: jnp.where(fine, x, jnp.nan)
     some = fine.any()
     shared = lambda tree: jax.tree.map(lambda x: visible(x, some), tree)
