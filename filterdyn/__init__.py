@@ -10,7 +10,14 @@ from filterdyn._fusion import FusedLoops, fused_loops  # isort: skip
 from filterdyn import datasets, diagnostics
 from filterdyn.angles import wrap_angle
 from filterdyn.beliefs import Ensemble, Gaussian, Particles
-from filterdyn.dynamics import ODE, SDE, LinearSDE, LinearTransition, Transition
+from filterdyn.dynamics import (
+    ODE,
+    SDE,
+    ConditionallyLinear,
+    LinearSDE,
+    LinearTransition,
+    Transition,
+)
 from filterdyn.ensembles import AdaptiveInflation, GaspariCohn
 from filterdyn.filters import (
     AdaptiveNoise,
@@ -22,11 +29,13 @@ from filterdyn.filters import (
     FilterResult,
     FixedLag,
     GaussHermiteKalmanFilter,
+    GaussianMixture,
     KalmanFilter,
     ParallelGaussianFilter,
     ParallelKalmanFilter,
     ParticleFilter,
     PredictedObservation,
+    RaoBlackwellizedParticleFilter,
     UnscentedKalmanFilter,
     filter,
     log_likelihood,
@@ -72,6 +81,7 @@ __all__ = [
     "ODE",
     "SDE",
     "LinearSDE",
+    "ConditionallyLinear",
     # observations
     "Observation",
     "GaussianObservation",
@@ -82,6 +92,7 @@ __all__ = [
     "Gaussian",
     "Ensemble",
     "Particles",
+    "GaussianMixture",
     # filters
     "KalmanFilter",
     "ParallelKalmanFilter",
@@ -92,6 +103,7 @@ __all__ = [
     "GaussHermiteKalmanFilter",
     "EnsembleKalmanFilter",
     "ParticleFilter",
+    "RaoBlackwellizedParticleFilter",
     # what keeps an ensemble apart
     "GaspariCohn",
     "AdaptiveInflation",

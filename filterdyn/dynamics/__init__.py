@@ -1,6 +1,7 @@
 """How a state moves: discrete transitions, ordinary and stochastic differential equations."""
 
 from filterdyn.dynamics.base import AbstractDynamics, Interval, Plan
+from filterdyn.dynamics.conditionally_linear import ConditionallyLinear
 from filterdyn.dynamics.discrete import Transition
 from filterdyn.dynamics.linear import LinearSDE, LinearTransition
 from filterdyn.dynamics.ode import ODE
@@ -10,6 +11,7 @@ __all__ = [
     "ODE",
     "SDE",
     "AbstractDynamics",
+    "ConditionallyLinear",
     "Interval",
     "LinearSDE",
     "LinearTransition",

@@ -12,6 +12,7 @@ from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.particle import ParticleFilter
 from filterdyn.filters.path_methods import BackwardChain, BackwardSmoothing, FixedLag
 from filterdyn.filters.predicted import PredictedObservation
+from filterdyn.filters.rao_blackwellized import GaussianMixture, RaoBlackwellizedParticleFilter
 from filterdyn.filters.results import FilterResult
 from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.unscented import UnscentedKalmanFilter
@@ -29,12 +30,14 @@ __all__ = [
     "FilterResult",
     "FixedLag",
     "GaussHermiteKalmanFilter",
+    "GaussianMixture",
     "KalmanFilter",
     "NoiseFactors",
     "ParallelGaussianFilter",
     "ParallelKalmanFilter",
     "ParticleFilter",
     "PredictedObservation",
+    "RaoBlackwellizedParticleFilter",
     "UnscentedKalmanFilter",
     "filter",
     "log_likelihood",
