@@ -33,10 +33,13 @@ def hoisted(function: Held, *example: Any) -> Held:
     def flattened(*flat: Any) -> list[Any]:
         leaves, structure = jax.tree.flatten(function(*jax.tree.unflatten(tree, flat)))
         output.append(structure)
-        return leaves
+        return leaves if all(eqx.is_array_like(x) for x in leaves) else []
 
     closed = jax.make_jaxpr(flattened)(*flat)
     jaxpr = closed.jaxpr
+    if len(jaxpr.outvars) < output[0].num_leaves:
+        # A distribution that JAX cannot take apart.
+        return function
     known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     later = []
     for equation in jaxpr.eqns:

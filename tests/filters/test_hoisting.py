@@ -73,3 +73,12 @@ def test_a_function_whose_constants_cost_nothing_stays_as_it_is():
     assert isinstance(found.base_dist, dist.Normal)
     np.testing.assert_array_equal(found.mean, expected.mean)
     np.testing.assert_array_equal(found.variance, expected.variance)
+
+
+def test_a_distribution_that_jax_cannot_take_apart_is_left_alone():
+    class Own(dist.Normal):
+        def tree_flatten(self):
+            return ("not an array", super().tree_flatten()[0]), None
+
+    function = Held(lambda t, x, u: Own(x, jnp.exp(jnp.ones(2))))
+    assert hoisted(function, jnp.array(0.0), jnp.zeros(2), None) is function
