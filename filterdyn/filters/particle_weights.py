@@ -50,8 +50,8 @@ def measurement_log_weights(
 
     log_prob, statuses = jax.vmap(one)(x)
     impossible = statuses == Status.OBSERVATION_OUT_OF_SUPPORT
-    refused = (statuses != Status.OK) & ~impossible
-    status = jnp.where(refused.any(), statuses.max(), Status.OK)
+    # What else there may be depends on what is missing, and is the same for all particles.
+    status = jnp.where(impossible[0], Status.OK, statuses[0])
     status = jnp.where(impossible.all(), Status.OBSERVATION_OUT_OF_SUPPORT, status)
     log_prob = jnp.where(impossible | jnp.isnan(log_prob), -jnp.inf, log_prob.astype(x.dtype))
     return jnp.where(observed.any(), log_prob, 0.0), status.astype(jnp.int32)
