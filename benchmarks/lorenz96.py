@@ -11,8 +11,8 @@ size of a measurement error, has diverged.
 in rounds; CPU time over all threads, medians. DAPPER needs `pip install dapper`.
 
 **Recovery** (Chen, Sanz-Alonso, Willett 2022): the 18 coefficients of a dictionary, from four sequences of
-150 rows, by gradients of the likelihood through the filter (50 members, localised, truncated to 20 rows): first
-on stretches of 25 rows, then on whole sequences.
+150 rows, by gradients of the likelihood through the filter (50 members, localised, truncated to 20 rows),
+first on stretches of 25 rows, then on whole sequences.
 
 The exit status says whether all three reach what is wanted of answers; it is not about speed.
 """

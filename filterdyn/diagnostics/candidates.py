@@ -63,7 +63,7 @@ def candidates(
     states = tuple(f"state {i}" for i in range(model.dx))
     many = len(sensors) > 1
     innovation = _typical(np.diagonal(np.asarray(result.innovation_covs, float), 0, -2, -1))
-    state = _typical(np.diagonal(np.asarray(result.predicted.cov, float), 0, -2, -1))
+    state = _typical(np.asarray(result.predicted_variances, float))
     gaps = np.diff(np.asarray(series.times, float))
     gap = float(np.median(gaps[gaps > 0])) if (gaps > 0).any() else 1.0
     unit = "row"
