@@ -307,7 +307,7 @@ def recover(seed, count, rows, short, long, size=50):
 
     def train(p, updates, window, first, last, key):
         """Adam on a stretch of every sequence, another one in every update, with falling steps; the mean
-        of the second half of the updates."""
+        of the last third of the updates."""
         falling = optax.exponential_decay(first, updates, last / first)
         optimizer = optax.chain(optax.clip(2.0), optax.adam(falling, b2=0.98))
 
@@ -323,7 +323,7 @@ def recover(seed, count, rows, short, long, size=50):
         state, late = optimizer.init(p), []
         for k, key_update in enumerate(jr.split(key, updates)):
             p, state = update(p, state, key_update)
-            if 2 * k >= updates:
+            if 3 * k >= 2 * updates:
                 late.append(p)
         return jax.tree.map(lambda *x: jnp.stack(x).mean(0), *late)
 
@@ -333,13 +333,13 @@ def recover(seed, count, rows, short, long, size=50):
     }
     key_short, key_long = jr.split(jr.key(seed + 1))
     p = train(p, short, min(25, rows), 0.2, 0.02, key_short)
-    p = train(p, long, rows, 0.02, 0.002, key_long)
+    p = train(p, long, rows, 0.06, 0.004, key_long)
     found = np.asarray(white @ p["coefficients"])
     return found, float(jnp.exp(4.0 * p["log_q"])), time.perf_counter() - began
 
 
 def recovery(quick):
-    sizes = (2, 20, 4, 4) if quick else (4, 150, 600, 60)
+    sizes = (2, 20, 4, 4) if quick else (4, 150, 500, 100)
     found, q, seconds = recover(0, *sizes)
     worst = float(np.abs(found - TRUTH).max())
     lines = [

@@ -117,7 +117,7 @@ def test_relaxation_by_one_restores_the_spread_and_by_zero_changes_nothing():
 def test_adaptive_inflation_finds_the_factor_that_is_missing():
     """Innovations of variance 2.25 v + 1 where the members say v + 1: the factor on the spread is 1.5."""
     v, noise = jnp.array([2.0, 0.5, 1.0, 3.0]), jnp.ones(4)
-    learner = fd.AdaptiveInflation(1.0, change=0.05)
+    learner = fd.AdaptiveInflation(1.0, change=0.2)
     keys = jax.random.split(jax.random.key(0), 3000)
     seen = jnp.ones(4, bool)
 
@@ -127,9 +127,10 @@ def test_adaptive_inflation_finds_the_factor_that_is_missing():
         return factor, factor
 
     _, factors = jax.lax.scan(row, jnp.asarray(1.0), keys)
-    # The average over 2000 rows, of which about 60 are independent, each with an error of 7 %: one
-    # false alarm in 1e4.
-    np.testing.assert_allclose(factors[1000:].mean(), 1.5, atol=0.06)
+    # The filter of the squared factor forgets over about 100 rows, with a standard deviation of 0.15:
+    # that of the average over 2000 rows is 0.05, and of its root 0.016. One false alarm in 1e4, with
+    # room for the bias of a gain that depends on the factor.
+    np.testing.assert_allclose(factors[1000:].mean(), 1.5, atol=0.08)
 
 
 def test_a_belief_tells_its_moments():
