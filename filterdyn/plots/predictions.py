@@ -13,6 +13,7 @@ from filterdyn.beliefs import Gaussian
 from filterdyn.filters import FilterResult, PredictedObservation
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.predicted import SampledObservation
+from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.verbs import check_is_model
 from filterdyn.forecasting import Forecast
 from filterdyn.model import StateSpaceModel
@@ -50,7 +51,7 @@ def one_step(
 
     The band is that of the measurement, its noise included, in its own units (for `LogNormal` too).
     Of a right model it holds a share `probability` of the data. Missing entries are not drawn, but
-    what was expected of them is.
+    what was expected of them is (not by an ensemble or particle filter, which keeps innovations only).
 
     **Arguments:** `model`, `result` and `series`: the model, what `fd.filter` returned, and what it
     filtered; `probability` of the central band; `axes`: dy Matplotlib axes, by default those of a new
@@ -68,9 +69,12 @@ def one_step(
     check_is_series(owner, series)
     check_same_rows(owner, result, series)
     reach(owner, probability)
-    predicted = _predict_all(
-        model, result.filter, result.predicted, jnp.asarray(series.times), series.inputs
-    )
+    if isinstance(result.filter, AbstractSamplingFilter):
+        predicted = _expected(result, series, _transforms(model, result, series))
+    else:
+        predicted = _predict_all(
+            model, result.filter, result.predicted, jnp.asarray(series.times), series.inputs
+        )
     if not np.isfinite(np.asarray(predicted.loc)).any():
         raise nothing_to_draw(owner, result)
     flat = panels(owner, axes, series.dy, "each observed quantity")
@@ -212,6 +216,15 @@ def _predict(
 
 
 _predict_all = compiled("plots.one_step", _predict)
+
+
+def _transforms(model: StateSpaceModel, result: FilterResult, series: Series) -> tuple[Any, ...]:
+    """The transforms behind which the innovations of a sampling filter are Gaussian."""
+    if not result.filter.matches_moments:
+        return ()
+    u = None if series.inputs is None else series.inputs[0]
+    view = model.observation.view(jnp.asarray(series.times[0]), result.mean[0], u)
+    return () if view is None else view.transforms
 
 
 def _expected(

@@ -108,7 +108,7 @@ def test_a_missing_row_adds_exactly_nothing(transformed):
     assert transformed.status == fd.Status.OK
 
 
-def test_a_stream_is_the_batch_to_the_bit_and_goes_on_after_a_stop(series, transformed):
+def test_a_stream_repeats_the_batch_and_goes_on_to_the_bit_after_a_stop(series, transformed):
     online = fd.OnlineFilter(model(), transformed.filter)
     state = online.init(0.0, key=KEY)
     for k, (t, y) in enumerate(zip(series.times, series.observations, strict=True)):
@@ -197,6 +197,16 @@ def test_members_are_kept_only_on_request(series, transformed):
         transformed.variances, jnp.diagonal(transformed.cov, axis1=1, axis2=2), rtol=1e-5
     )
     assert (transformed.effective_sample_sizes == 8).all()
+
+
+def test_one_step_predictions_are_drawn_from_the_innovations(series, transformed):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    axes = fd.plots.one_step(model(), transformed, series)
+    middle = axes[0].lines[0].get_ydata()
+    expected = (H @ transformed.predicted_mean.T)[0]
+    seen = ~np.isnan(np.asarray(series.observations[:, 0]))
+    np.testing.assert_allclose(middle[seen], expected[seen], atol=1e-5)
 
 
 def test_an_ensemble_that_loses_its_spread_is_a_status():
