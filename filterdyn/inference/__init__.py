@@ -1,14 +1,10 @@
-"""Inference with NumPyro: a state-space model as a distribution over series."""
+"""Inference: a state-space model as a distribution over series, for NumPyro; and parameters of a forward
+map without derivatives."""
 
-from filterdyn.inference.datatree import to_datatree
+from filterdyn.inference.datatree import to_datatree as to_datatree
 from filterdyn.inference.ensemble_inversion import Inversion, ensemble_kalman_inversion
 from filterdyn.inference.iterative_smoother import iterative_ensemble_smoother
-from filterdyn.inference.observed_series import ObservedSeries
+from filterdyn.inference.observed_series import ObservedSeries as ObservedSeries
 
-__all__ = [
-    "Inversion",
-    "ObservedSeries",
-    "ensemble_kalman_inversion",
-    "iterative_ensemble_smoother",
-    "to_datatree",
-]
+# What is called `fd.ObservedSeries` has that one name only.
+__all__ = ["Inversion", "ensemble_kalman_inversion", "iterative_ensemble_smoother"]
