@@ -83,7 +83,10 @@ def test_float32_particles_stay_float32_beside_float64_settings():
         fd.Observation(lambda t, x, u: dist.Poisson(jnp.exp(x)).to_event(1)),
     )
     series = fd.Series(np.arange(3.0), jnp.array([1.0, 0.0, 2.0], jnp.float32))
-    found = fd.filter(model, series, fd.ParticleFilter(16), key=jr.key(2), history="beliefs")
+    filter = fd.ParticleFilter(16)
+    found = jax.eval_shape(
+        lambda key: fd.filter(model, series, filter, key=key, history="beliefs"), jr.key(2)
+    )
     assert found.filtered.positions.dtype == jnp.float32
     assert found.log_likelihood.dtype == jnp.float32
 
@@ -112,6 +115,7 @@ def test_resampling_in_every_row_has_no_branch_and_by_need_has_one(series):
     assert count(1.0) == never and count(0.5) == never + 1
 
 
+@pytest.mark.slow
 def test_a_particle_that_leaves_the_real_line_gets_weight_zero():
     """x' = sqrt(x) from both sides of 0: half of the particles have no next state."""
     model = fd.StateSpaceModel(

@@ -67,9 +67,8 @@ def short():
 LIMITS = {"affine": 1.15, "sorted": 1.25, "entropic": 1.15, "stop": 2.3, "score": 1.35}
 
 
-@pytest.mark.parametrize(
-    "mode", [m if m == "affine" else pytest.param(m, marks=slow) for m in LIMITS]
-)
+@slow
+@pytest.mark.parametrize("mode", list(LIMITS))
 def test_gradient_of_a_short_linear_series(short, mode):
     series, theta, exact = short
     filter = fd.ParticleFilter(200, gradient=mode)

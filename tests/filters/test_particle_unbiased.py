@@ -131,9 +131,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["Poisson counts", *(pytest.param(n, marks=slow) for n in list(CASES)[1:])]
-)
+@slow
+@pytest.mark.parametrize("name", list(CASES))
 def test_nonlinear_models(name):
     f, s, prior_sd, observation, log_g, size = CASES[name]
     model = _one_state(f, s, prior_sd, observation)
@@ -207,12 +206,10 @@ GUIDED = {
         ess_threshold=1.0,
     ),
 }
-_DEFAULT = ("function",)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in _DEFAULT else pytest.param(n, marks=slow) for n in GUIDED]
-)
+@slow
+@pytest.mark.parametrize("name", list(GUIDED))
 def test_every_proposal_and_auxiliary_filter(linear, name):
     model, series, exact = linear
     assert_unbiased(runs(model, series, GUIDED[name]), exact)

