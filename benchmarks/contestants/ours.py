@@ -86,8 +86,8 @@ def lorenz(problem, **options):
     return _runs(problem, problem.times, model, fd.ExtendedKalmanFilter())
 
 
-def lorenz_twelve_substeps(problem):
-    return lorenz(problem, substeps=12)
+def lorenz_seven_substeps(problem):
+    return lorenz(problem, substeps=7)
 
 
 def fleet(problem):
