@@ -1,5 +1,6 @@
 """Filtering a stream, one measurement at a time."""
 
-from filterdyn.online.online_filter import OnlineFilter, OnlineState, StepResult
+from filterdyn.online.online_filter import OnlineFilter
+from filterdyn.online.state import OnlineState, StepResult
 
 __all__ = ["OnlineFilter", "OnlineState", "StepResult"]

@@ -1,93 +1,27 @@
 """A filter that takes one measurement at a time."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from filterdyn._checks import as_numbers, check_shape, is_traced
-from filterdyn._compile import inside_a_trace
-from filterdyn.dynamics import Plan
-from filterdyn.filters.results import squared_norm
 from filterdyn.filters.rows import Row, clock_status
-from filterdyn.filters.sampling_scan import FULL, SamplingState
 from filterdyn.filters.sampling_verbs import require_key
-from filterdyn.filters.scan import State, add, finite_term
-from filterdyn.filters.stepping import AnyFilter, start, step
-from filterdyn.filters.verbs import check_is_filter, check_is_model, check_model
+from filterdyn.filters.stepping import AnyFilter, start
+from filterdyn.filters.verbs import check_is_filter, check_is_model
 from filterdyn.forecasting import Forecast, forecast_from
 from filterdyn.model import StateSpaceModel
-from filterdyn.status import Status
+from filterdyn.online.clock import seconds, seconds_of
+from filterdyn.online.kernel import HEAD, Kernel
+from filterdyn.online.packing import Layout
+from filterdyn.online.state import OnlineState, StepResult
 
 _NAME = "OnlineFilter"
-
-
-class OnlineState(NamedTuple):
-    """Where an online filter stands: a pytree.
-
-    - `time`: of the last row, float64 on the host (or traced);
-    - `input` (du,): the last input, held until the next row;
-    - `belief`: the state given everything so far; `mean` (dx,) and `cov` (dx, dx) are its own;
-    - `log_likelihood`: log p of everything so far, `-inf` after a failure;
-    - `status`: an integer of `Status`, `OK` or the first failure.
-    """
-
-    time: Any
-    input: Float[Array, " du"] | None
-    filter_state: State | SamplingState
-    total: Float[Array, ""]
-    #: What rounding took from `total` (Neumaier 1974).
-    lost: Float[Array, ""]
-
-    @property
-    def belief(self) -> Any:
-        return self.filter_state.belief
-
-    @property
-    def mean(self) -> Float[Array, " dx"]:
-        return self.belief.mean
-
-    @property
-    def cov(self) -> Float[Array, "dx dx"]:
-        return self.belief.cov
-
-    @property
-    def status(self) -> Int[Array, ""]:
-        return self.filter_state.status
-
-    @property
-    def log_likelihood(self) -> Float[Array, ""]:
-        return jnp.where(self.status == Status.OK, self.total + self.lost, -jnp.inf)
-
-
-class StepResult(NamedTuple):
-    """What one measurement said.
-
-    - `mean` (dx,), `cov` (dx, dx): the state given everything so far;
-    - `innovation` (dy,), NaN where the entry is missing, and `innovation_cov` (dy, dy): the
-      measurement less its prediction (of a transformed Gaussian, in the space where it is Gaussian);
-    - `log_likelihood`: log p(y_t | y_1:t-1), exactly 0 if all is missing;
-    - `nis`: normalised innovation squared, chi-square with as many degrees of freedom as there are
-      observed entries if the model is right; NaN if all is missing;
-    - `status`: an integer of `Status`. After a failure everything else is NaN, the log-likelihood
-      `-inf`, and the state stays at its last good belief;
-    - `diagnostics`: of an ensemble or particle filter, by name (`effective_sample_size`, ...).
-
-    An ensemble or particle filter of more than 64 states gives `None` as `cov`, of more than 64
-    measurements as `innovation_cov`.
-    """
-
-    mean: Float[Array, " dx"]
-    cov: Float[Array, "dx dx"] | None
-    innovation: Float[Array, " dy"]
-    innovation_cov: Float[Array, "dy dy"] | None
-    log_likelihood: Float[Array, ""]
-    nis: Float[Array, ""]
-    status: Int[Array, ""]
-    diagnostics: Any = None
+_INFINITE = (float("inf"), float("-inf"))
+_Tracer = jax.core.Tracer
 
 
 class OnlineFilter:
@@ -98,11 +32,15 @@ class OnlineFilter:
         for t, y in stream:
             state, result = online.step(state, t, y)
 
-    The state is a value: keep it, copy it, go back to it. One compilation serves all steps.
+    The state is a value: keep it, copy it, go back to it. One compilation serves all steps, whatever
+    kind of numbers come; `compile_count` says so.
     """
 
-    def __init__(self, model: StateSpaceModel, filter: AnyFilter):
-        """**Raises:** `TypeError` if the filter cannot treat the model; `ValueError` for dynamics with
+    def __init__(self, model: StateSpaceModel, filter: AnyFilter, *, num_inputs: int | None = None):
+        """**Arguments:** `num_inputs`: how many inputs a row will have (0: none). With it the step is
+        compiled now, without it when the first input or the first row comes.
+
+        **Raises:** `TypeError` if the filter cannot treat the model; `ValueError` for dynamics with
         `dt` and without `max_substeps`: how long a gap will be is not known beforehand."""
         check_is_model(_NAME, model)
         check_is_filter(_NAME, filter)
@@ -111,28 +49,36 @@ class OnlineFilter:
         self.filter = filter
         # Dynamics that cannot plan for unknown gaps say so now and not at the first step.
         jax.eval_shape(lambda gaps: model.dynamics.plan(gaps), jnp.zeros(1))
-        self._arrays, self._static = eqx.partition((model, filter), eqx.is_array)
-        self._jitted = jax.jit(self._run)
+        self._traced = is_traced((model, filter))
+        self._kernels: dict[Any, Kernel] = {}
+        if num_inputs is not None:
+            self._warm_up(num_inputs)
+
+    @property
+    def compile_count(self) -> int:
+        """How often a step was compiled: once, and once for each size of chunk of `step_many`."""
+        return sum(kernel.compilations for kernel in self._kernels.values())
 
     def init(self, t0: Any, u0: Any = None, *, key: Array | None = None) -> OnlineState:
         """The state before any measurement.
 
-        **Arguments:** `t0`: when `initial` holds; a first measurement at `t0` meets it without a
-        prediction, a later one after it. `u0` (du,): the input from `t0` to the first measurement.
-        `key`: a random key, needed by filters that sample only; it is carried in the state, so that a
-        stream repeats the numbers of `fd.filter(..., key=key)`.
+        **Arguments:** `t0`: when `initial` holds, a number or a datetime with a time zone; a first
+        measurement at `t0` meets it without a prediction, a later one after it. `u0` (du,): the input
+        from `t0` to the first measurement. `key`: a random key, needed by filters that sample only; it
+        is carried in the state, so that a stream repeats the numbers of `fd.filter(..., key=key)`.
         """
         require_key(f"{_NAME}.init", self.filter, key)
         dtype = self.model.dtype()
         if not is_traced(t0):
-            t0 = np.float64(t0)
+            t0 = seconds(f"{_NAME}.init", "t0", t0)
             if not np.isfinite(t0):
                 raise ValueError(f"{_NAME}.init: `t0` is {t0}; expected a finite time")
         if u0 is not None:
-            u0 = self._vector("u0", u0, dtype, lambda x: ~np.isfinite(x), "NaN or infinite entries")
+            u0 = self._input("u0", u0, dtype)
         zero = jnp.zeros((), dtype)
-        begin = start(self.filter, self.model, dtype, key)
-        return OnlineState(t0, u0, begin, zero, zero)
+        begin = (start(self.filter, self.model, dtype, key), zero, zero)
+        layout = Layout.of(begin)
+        return OnlineState(t0, u0, layout.pack(begin), layout)
 
     def step(
         self, state: OnlineState, t: Any, y: Any, u: Any = None
@@ -142,7 +88,8 @@ class OnlineFilter:
         **Arguments:**
 
         - `state`: what `init` or the step before returned;
-        - `t`: not before the state's time; the same time is a second sensor at one instant;
+        - `t`: not before the state's time; the same time is a second sensor at one instant; a number
+          or a datetime with a time zone, which counts as seconds since 1970;
         - `y` (dy,) or a number: the measurement, NaN where an entry is missing;
         - `u` (du,) or a number: the input from `t` on, which the measurement sees; `None` holds the
           stored one.
@@ -150,13 +97,105 @@ class OnlineFilter:
         **Raises:** `ValueError` for a time before the state's, a measurement of another shape or with
         infinite entries.
         """
-        row, plan = self._row(state, t, y, u)
-        if is_traced((state, row, self._arrays)) or inside_a_trace():
-            new, result = self._run(self._arrays, state[2:], row, plan)
-        else:
-            new, result = self._jitted(self._arrays, state[2:], row, plan)
-        time = t if is_traced(t) else np.float64(t)
-        return OnlineState(time, row.input, *new), result
+        if self._is_traced(state, t, y, u):
+            return self._step_traced(state, t, y, u)
+        t = np.float64(t) if type(t) is float else seconds(f"{_NAME}.step", "t", t)
+        gap = t - state.time
+        if not gap >= 0:
+            raise ValueError(
+                f"{_NAME}.step: `t` is {float(t)!r}, before the last row at "
+                f"{float(state.time)!r}; expected a time that is not earlier"
+            )
+        before = now = state.input
+        if u is not None:
+            before, now = self._inputs(state, u, gap > 0)
+        kernel = self._kernel(state, now)
+        dy = kernel.dy
+        row = np.empty(kernel.width, kernel.state.dtypes[0])
+        row[0] = state.time
+        row[1] = gap
+        row[2] = t
+        row[3] = kernel.number_of_steps(np.array([gap]))[0] if kernel.counts_steps else 0
+        if not (type(y) is np.ndarray and y.dtype.kind == "f" and y.shape == (dy,)):
+            y = self._vector("y", y)
+            check_shape(f"{_NAME}.step", "y", y, (dy,), "the observation's entries")
+        row[HEAD : HEAD + dy] = y
+        values = row[HEAD : HEAD + dy].tolist()
+        if _INFINITE[0] in values or _INFINITE[1] in values:
+            raise ValueError(f"{_NAME}: `y` has infinite entries; NaN marks a missing one")
+        if now is not None:
+            row[HEAD + dy : -len(now)] = before
+            row[-len(now) :] = now
+        vectors, record = kernel.one(state.vectors, row)
+        return OnlineState(t, now, vectors, state.layout), StepResult(record, kernel.record)
+
+    def step_many(
+        self, state: OnlineState, times: Any, observations: Any, inputs: Any = None
+    ) -> tuple[OnlineState, StepResult]:
+        """Several steps in one call, for chunks of a stream or to catch up.
+
+        **Arguments:** `times` (T,), `observations` (T, dy) or (T,), `inputs` (T, du) or (T,), row by
+        row as for `step`.
+
+        **Returns:** the state after the last row, and the `StepResult` whose parts have a leading axis
+        T. Chunks are padded to a power of 2, so that few sizes are compiled.
+
+        **Raises:** as `step`; nothing is filtered then.
+        """
+        owner = f"{_NAME}.step_many"
+        if self._traced or is_traced((state, times, observations, inputs)):
+            raise TypeError(f"{owner} does not run inside a trace; use jax.lax.scan over `step`")
+        times = seconds_of(owner, "times", times)
+        y = as_numbers(_NAME, "observations", observations)
+        y = y.reshape(len(y), -1) if y.ndim < 2 else y
+        count = len(times)
+        if times.ndim != 1 or count == 0 or len(y) != count:
+            raise ValueError(
+                f"{owner}: `times` has shape {times.shape} and `observations` {y.shape}; expected one "
+                "or more rows, as many of each"
+            )
+        before = np.concatenate([[state.time], times[:-1]])
+        gaps = times - before
+        if not (gaps >= 0).all():
+            k = int(np.argmin(gaps >= 0))
+            raise ValueError(
+                f"{owner}: `times[{k}]` is {float(times[k])!r}, before the row at "
+                f"{float(before[k])!r}; expected times that do not decrease"
+            )
+        held = now = state.input
+        if inputs is not None:
+            u = as_numbers(_NAME, "inputs", inputs)
+            u = u.reshape(len(u), -1) if u.ndim < 2 else u
+            if len(u) != count or not np.isfinite(u).all():
+                raise ValueError(f"{owner}: `inputs` {u.shape}; expected {count} finite rows")
+            held, _ = self._inputs(state, u[0], gaps[0] > 0)
+            now = u.astype(held.dtype)
+            held = np.concatenate([held[None], now[:-1]])
+        kernel = self._kernel(state, now if inputs is None else now[0])
+        check_shape(
+            owner, "observations", jnp.asarray(y), (count, kernel.dy), "a row for each time"
+        )
+        if np.isinf(y).any():
+            raise ValueError(
+                f"{owner}: `observations` has infinite entries; NaN marks a missing one"
+            )
+        rows = np.zeros((1 << (count - 1).bit_length(), kernel.width), kernel.state.dtypes[0])
+        head = [before, gaps, times, np.broadcast_to(kernel.number_of_steps(gaps), count)]
+        rows[:count, :HEAD] = np.stack(head, axis=1)
+        rows[:count, HEAD : HEAD + kernel.dy] = y
+        if now is not None:
+            rows[:count, HEAD + kernel.dy :] = np.concatenate(
+                [np.broadcast_to(x, (count, kernel.du or 0)) for x in (held, now)], axis=1
+            )
+        vectors, record = kernel.many(state.vectors, rows, np.int32(count))
+        result = StepResult(tuple(np.asarray(v)[:count] for v in record), kernel.record)
+        end = now if inputs is None else now[-1]
+        return OnlineState(times[-1], end, vectors, state.layout), result
+
+    def predict_to(self, state: OnlineState, t: Any) -> OnlineState:
+        """The state at `t`, if nothing is measured until then. It is a row of which everything is
+        missing: discrete dynamics make one transition, a filter that samples draws."""
+        return self.step(state, t, np.full(self._kernel(state, state.input).dy, np.nan))[0]
 
     def forecast(
         self,
@@ -173,51 +212,52 @@ class OnlineFilter:
             self.filter,
             state.filter_state,
             state.time,
-            state.input,
+            None if state.input is None else jnp.asarray(state.input),
             times,
             inputs,
             key,
             num_samples,
         )
 
-    def _run(self, arrays: Any, carry: Any, row: Row, plan: Plan) -> tuple[Any, StepResult]:
-        model, filter = eqx.combine(arrays, self._static)
-        dy = (model.dy(row.time, row.input),)
-        check_shape(f"{_NAME}.step", "y", row.observation, dy, "the observation's entries")
-        check_model(_NAME, model, jax.tree.map(lambda x: x[None], row))
-        filter_state, total, lost = carry
-        table = model.dynamics.tabulate(plan)
-        new, record = step(filter, model, table, filter_state, row)
-        total, lost = add(total, lost, finite_term(record))
-        sampled = isinstance(new, SamplingState)
-        result = StepResult(
-            record.filtered.mean,
-            None if sampled and model.dx > FULL else record.filtered.cov,
-            record.innovation,
-            None if sampled and dy[0] > FULL else record.innovation_cov,
-            record.log_likelihood,
-            squared_norm(record.standardized),
-            record.status,
-            record.diagnostics if sampled else None,
-        )
-        return (new, total, lost), result
+    def _warm_up(self, num_inputs: int) -> None:
+        u0 = np.zeros(num_inputs) if num_inputs else None
+        state = self.init(0.0, u0, key=jax.random.key(0))
+        self.predict_to(state, 0.0)
 
-    def _row(self, state: OnlineState, t: Any, y: Any, u: Any) -> tuple[Row, Plan]:
-        dtype = state.mean.dtype
-        y = self._vector("y", y, dtype, np.isinf, "infinite entries; NaN marks a missing one")
+    def _kernel(self, state: OnlineState, input: Any) -> Kernel:
+        du = None if input is None else input.shape[-1]
+        kernel = self._kernels.get((du, state.layout.dtypes))
+        if kernel is None or kernel.state != state.layout:
+            dtype = state.layout.dtypes[0]
+            shape = None if du is None else jax.ShapeDtypeStruct((du,), dtype)
+            dy = self.model.dy(jax.ShapeDtypeStruct((), dtype), shape)
+            kernel = Kernel(self.model, self.filter, du, dy, state.layout)
+            self._kernels[du, state.layout.dtypes] = kernel
+        return kernel
+
+    def _is_traced(self, state: OnlineState, t: Any, y: Any, u: Any) -> bool:
+        if self._traced or isinstance(t, _Tracer) or isinstance(state.vectors[0], _Tracer):
+            return True
+        if type(y) is np.ndarray and u is None:
+            return isinstance(state.time, _Tracer)
+        return is_traced((state, y, u))
+
+    def _step_traced(
+        self, state: OnlineState, t: Any, y: Any, u: Any
+    ) -> tuple[OnlineState, StepResult]:
+        dtype = jnp.dtype(state.layout.dtypes[0])
+        y = self._vector("y", y, dtype)
+        if not is_traced(y) and np.isinf(y).any():
+            raise ValueError(f"{_NAME}: `y` has infinite entries; NaN marks a missing one")
         xp = jnp if is_traced((state.time, t)) else np
-        if xp is np:
-            t = np.float64(t)
-            if not t >= state.time:
-                raise ValueError(
-                    f"{_NAME}.step: `t` is {float(t)!r}, before the last row at "
-                    f"{float(state.time)!r}; expected a time that is not earlier"
-                )
-        times = xp.asarray(t)[None]
+        times = xp.asarray(t if xp is jnp else np.float64(t))[None]
         gaps = times - state.time
-        before, now = self._inputs(state.input, u, gaps, dtype)
-        plan = self.model.dynamics.plan(gaps)
-        status = clock_status(times, gaps, xp is jnp and times.dtype != jnp.float64)
+        before = now = state.input
+        if u is not None:
+            before, now = self._inputs(state, u, xp is jnp or gaps[0] > 0)
+        kernel = self._kernel(state, now)
+        check_shape(f"{_NAME}.step", "y", y, (kernel.dy,), "the observation's entries")
+        plan = self.model.dynamics.plan(gaps) if kernel.counts_steps else None
         row = Row(
             xp.asarray(state.time, dtype),
             gaps[0].astype(dtype),
@@ -225,16 +265,19 @@ class OnlineFilter:
             xp.asarray(t, dtype),
             now,
             y,
-            status[0],
-            None if plan.rows is None else plan.rows[0],
+            clock_status(times, gaps, xp is jnp and times.dtype != jnp.float64)[0],
+            None if plan is None or plan.rows is None else plan.rows[0],
         )
-        return row, plan.cast(dtype)
+        if xp is np and not gaps[0] >= 0:
+            raise ValueError(f"{_NAME}.step: `t` is {times[0]!r}, before the last row")
+        vectors, record = kernel.traced(state.vectors, row, 0 if plan is None else plan.most)
+        time = t if is_traced(t) else np.float64(t)
+        return OnlineState(time, now, vectors, state.layout), StepResult(record, kernel.record)
 
-    def _inputs(self, held: Any, u: Any, gaps: Any, dtype: Any) -> tuple[Any, Any]:
+    def _inputs(self, state: OnlineState, u: Any, moves: Any) -> tuple[Any, Any]:
         """The input over the gap and the one that the measurement sees."""
-        if u is None:
-            return held, held
-        u = self._vector("u", u, dtype, lambda x: ~np.isfinite(x), "NaN or infinite entries")
+        held = state.input
+        u = self._input("u", u, jnp.dtype(state.layout.dtypes[0]))
         if held is not None:
             if held.shape != u.shape:
                 raise ValueError(
@@ -242,21 +285,26 @@ class OnlineFilter:
                     f"{held.shape}"
                 )
             return held, u
-        if not self.model.dynamics.is_linear and (is_traced(gaps) or gaps[0] > 0):
+        if moves and not self.model.dynamics.is_linear:
             raise ValueError(
                 f"{_NAME}.step: the input since `t0` is missing, and "
                 f"{type(self.model.dynamics).__name__} needs it; give it to init as `u0`"
             )
         return np.zeros_like(u) if isinstance(u, np.ndarray) else jnp.zeros_like(u), u
 
-    def _vector(self, name: str, value: Any, dtype: Any, bad: Any, what: str) -> Any:
+    def _input(self, name: str, value: Any, dtype: Any) -> Any:
+        u = self._vector(name, value, dtype)
+        if isinstance(u, np.ndarray) and not np.isfinite(u).all():
+            raise ValueError(f"{_NAME}: `{name}` has NaN or infinite entries")
+        return u
+
+    def _vector(self, name: str, value: Any, dtype: Any = None) -> Any:
         """A number or a vector, on the host where it is concrete: no device call per argument."""
         if is_traced(value):
             value = jnp.asarray(value, dtype)
         else:
-            value = as_numbers(_NAME, name, value).astype(dtype)
-            if bad(value).any():
-                raise ValueError(f"{_NAME}: `{name}` has {what}")
+            value = as_numbers(_NAME, name, value)
+            value = value if dtype is None else value.astype(dtype)
         if value.ndim > 1:
             raise ValueError(f"{_NAME}: `{name}` has shape {value.shape}; expected one axis")
         return value.reshape(-1)

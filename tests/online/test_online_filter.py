@@ -206,7 +206,7 @@ def test_a_stream_that_was_stopped_and_resumed_agrees_to_the_bit(name, tmp_path)
 @every_setup
 def test_all_steps_share_one_compilation(name):
     stream(name)
-    assert online_filter(name)._jitted._cache_size() == 1
+    assert online_filter(name).compile_count == 1
 
 
 KINDS = {
@@ -243,7 +243,7 @@ def test_numbers_of_every_kind_share_one_compilation_and_mean_the_same():
             time += 1
             state, _ = online.step(state, clock(time), kind(2), kind(1))
             expected, _ = plain.step(expected, float(time), np.array([2.0]), np.array([1.0]))
-    assert online._jitted._cache_size() == 1
+    assert online.compile_count == 1
     np.testing.assert_array_equal(state.mean, expected.mean)
     np.testing.assert_array_equal(state.log_likelihood, expected.log_likelihood)
 
