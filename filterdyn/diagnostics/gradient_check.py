@@ -123,8 +123,9 @@ def gradient_check(
         gradient = jax.jit(jax.grad(value))
         try:
             gradients = [gradient(flat.vector, k) for k in keys]
-        except TypeError:
-            # A score needs a transition density; who asked for it by name is told so.
+        except (TypeError, ValueError):
+            # A score needs a transition density, the others draws that are differentiable; who asked for
+            # a mode by name is told so.
             if modes is not None or mode == filter.gradient:
                 raise
             continue
@@ -180,8 +181,9 @@ def _modes(owner: str, modes: Sequence[str] | None, filter: ParticleFilter) -> t
             )
         return tuple(modes)
     if isinstance(filter.resampling, AbstractTransport):
-        return (filter.gradient,)
-    return tuple(dict.fromkeys((filter.gradient, "affine", "stop", "score")))
+        return (str(filter.gradient),)
+    own = () if filter.gradient is None else (filter.gradient,)
+    return tuple(dict.fromkeys((*own, "affine", "stop", "score")))
 
 
 def _with_gradient(filter: ParticleFilter, mode: str) -> ParticleFilter:

@@ -74,7 +74,8 @@ class ParticleFilter(AbstractSamplingFilter):
     ess_threshold: float = eqx.field(static=True)
     proposal: AbstractProposal
     auxiliary: AbstractFilter | Held | None
-    gradient: str = eqx.field(static=True)
+    #: `None`: "affine", or "score" where draws of the next state are not differentiable.
+    gradient: str | None = eqx.field(static=True)
     discount: float = eqx.field(static=True)
     truncation: int | None = eqx.field(static=True)
     paths: AbstractPathMethod
@@ -104,7 +105,8 @@ class ParticleFilter(AbstractSamplingFilter):
           returns a distribution of the next state, with `t` and `u` those of the row that is left and `y`
           the measurement of the row that is reached (NaN = missing). The latter two need dynamics with a
           transition density;
-        - `gradient`: the derivative that resampled particles carry. `"affine"` (the default): that of the
+        - `gradient`: the derivative that resampled particles carry. By default `"affine"`, and `"score"`
+          where draws are not differentiable (counts, regimes). `"affine"`: that of the
           flow of their mean and covariance; `"sorted"`: of their quantiles (one state); `"entropic"`: of
           entropic optimal transport (N up to a few hundred); `"stop"`: the weights' (Scibior, Wood 2021);
           `"score"`: Fisher's identity, with particles fixed and transition densities differentiated;
@@ -166,7 +168,8 @@ class ParticleFilter(AbstractSamplingFilter):
     def init(self, model: StateSpaceModel, dtype: jnp.dtype, key: Array) -> Particles:
         positions = model.initial.sample(key, (self.size,)).astype(dtype)
         log_weights = jnp.full(self.size, -math.log(self.size), dtype)
-        if self.gradient == "score" and not isinstance(bare(model.initial), dist.Delta):
+        score = self.gradient == "score" and not isinstance(bare(model.initial), dist.Delta)
+        if score or not model.initial.has_rsample:
             positions = stop_gradient(positions)
             density = jax.vmap(model.initial.log_prob)(positions).astype(dtype)
             log_weights = log_weights + only_derivative(density)
@@ -198,10 +201,11 @@ class ParticleFilter(AbstractSamplingFilter):
     ) -> tuple[SamplingStep, Int[Array, " N"]]:
         """`step`, and whom in the belief before it each particle descends from."""
         key_resample, key_move = jax.random.split(key)
-        x, log_weights, resampled, ancestors = self.resample(
-            model, belief, interval, measurement, key_resample
+        mode = self._mode(model, belief, interval, measurement)
+        x, log_weights, resampled, ancestors = self._resample(
+            model, belief, interval, measurement, key_resample, mode
         )
-        score = self.gradient == "score"
+        score = mode == "score"
         drawn = self.proposal.draw(model, x, interval, measurement, key_move, score)
         # A particle that has left the real line stays where it was, with weight zero.
         finite = jnp.isfinite(drawn.positions).all(1)
@@ -226,13 +230,34 @@ class ParticleFilter(AbstractSamplingFilter):
         )
         return step, ancestors
 
-    def resample(
+    def _mode(
+        self,
+        model: StateSpaceModel,
+        belief: Particles,
+        interval: Interval,
+        measurement: Measurement,
+    ) -> str:
+        """The gradient mode for this model."""
+        smooth = self.proposal.is_reparameterized(model, belief.positions[0], interval, measurement)
+        if self.gradient is None:
+            return "affine" if smooth else "score"
+        copies = isinstance(self.resampling, AbstractCopying)
+        if copies and not smooth and self.gradient not in ("score", "none"):
+            raise ValueError(
+                f"{_NAME}: gradient={self.gradient!r} differentiates particles, but draws of the next state "
+                "are not differentiable (NumPyro has no reparameterisation of their distribution); "
+                "use gradient='score'"
+            )
+        return self.gradient
+
+    def _resample(
         self,
         model: StateSpaceModel,
         belief: Particles,
         interval: Interval,
         measurement: Measurement,
         key: Array,
+        mode: str,
     ) -> tuple[Float[Array, "N dx"], Float[Array, " N"], Array, Int[Array, " N"]]:
         """Positions and log-weights before a move, whether they were resampled, and the ancestors. The
         sum of the weights is one but for an auxiliary filter, where it is one on average."""
@@ -245,7 +270,7 @@ class ParticleFilter(AbstractSamplingFilter):
         first = log_weights if potential is None else log_weights + potential(x)
 
         def yes() -> tuple[Array, Array, Array]:
-            positions, weights, ancestors = self._resampled(x, first, key)
+            positions, weights, ancestors = self._resampled(x, first, key, mode)
             if potential is not None:
                 alive = stop_gradient(first).max() > -jnp.inf
                 total = jax.nn.logsumexp(jnp.where(alive, first, 0.0))
@@ -266,7 +291,7 @@ class ParticleFilter(AbstractSamplingFilter):
         return positions, weights, needed, ancestors
 
     def _resampled(
-        self, x: Float[Array, "N dx"], log_weights: Float[Array, " N"], key: Array
+        self, x: Float[Array, "N dx"], log_weights: Float[Array, " N"], key: Array, mode: str
     ) -> tuple[Array, Array, Array]:
         """Positions, log-weights of sum one, ancestors."""
         nobody = jnp.arange(self.size, dtype=jnp.int32)
@@ -274,10 +299,10 @@ class ParticleFilter(AbstractSamplingFilter):
         if isinstance(self.resampling, AbstractTransport):
             return self.resampling.transport(x, log_weights), equal, nobody
         assert isinstance(self.resampling, AbstractCopying)
-        drawn_by = softened(log_weights) if self.gradient == "soft" else log_weights
+        drawn_by = softened(log_weights) if mode == "soft" else log_weights
         ancestors = self.resampling.ancestors(key, drawn_by)
-        positions, weights = COPIERS[self.gradient](x, log_weights, ancestors)
-        if self.gradient == "score":
+        positions, weights = COPIERS[mode](x, log_weights, ancestors)
+        if mode == "score":
             fixed = stop_gradient(weights)
             weights = fixed + self.discount * (weights - fixed)
         return positions, weights, ancestors
@@ -322,10 +347,10 @@ def _as_auxiliary(auxiliary: Any) -> AbstractFilter | Held | None:
     return hold_function(_NAME, "auxiliary", auxiliary)
 
 
-def _check_gradient(gradient: str | None, resampling: AbstractResampling) -> str:
+def _check_gradient(gradient: str | None, resampling: AbstractResampling) -> str | None:
     own = _OF_TRANSPORT.get(type(resampling))
     if gradient is None:
-        return own or "affine"
+        return own
     if gradient not in GRADIENTS:
         raise ValueError(
             f"{_NAME}: `gradient` is {gradient!r}; expected one of {', '.join(GRADIENTS)}"

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from filterdyn._callables import Held, hold_function
 from filterdyn.beliefs import Gaussian
-from filterdyn.dynamics import Interval, Transition
+from filterdyn.dynamics import ConditionallyLinear, Interval, Transition
 from filterdyn.dynamics.gaussian import log_density_of
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.gate import gated
@@ -51,6 +51,16 @@ class AbstractProposal(eqx.Module):
     def check(self, model: StateSpaceModel) -> None:
         """**Raises:** `TypeError` for a model that this proposal cannot treat."""
 
+    @abc.abstractmethod
+    def is_reparameterized(
+        self,
+        model: StateSpaceModel,
+        x: Float[Array, " dx"],
+        interval: Interval,
+        measurement: Measurement,
+    ) -> bool:
+        """Are draws differentiable in the parameters? (A count is not.)"""
+
 
 class FromDynamics(AbstractProposal):
     """q = p: the bootstrap filter."""
@@ -73,6 +83,22 @@ class FromDynamics(AbstractProposal):
 
     def check(self, model: StateSpaceModel) -> None:
         """Every model can be sampled."""
+
+    def is_reparameterized(
+        self,
+        model: StateSpaceModel,
+        x: Float[Array, " dx"],
+        interval: Interval,
+        measurement: Measurement,
+    ) -> bool:
+        dynamics = model.dynamics
+        if isinstance(dynamics, Transition):
+            return _has_derivative(
+                lambda x, i: dynamics.distribution(i.time, x, i.input), x, interval
+            )
+        if isinstance(dynamics, ConditionallyLinear):
+            return _has_derivative(lambda x, i: dynamics.driven(x[: dynamics.dn], i), x, interval)
+        return True
 
 
 class FromFunction(AbstractProposal):
@@ -117,6 +143,16 @@ class FromFunction(AbstractProposal):
     def check(self, model: StateSpaceModel) -> None:
         """What the function returns is looked at when it is called."""
 
+    def is_reparameterized(
+        self,
+        model: StateSpaceModel,
+        x: Float[Array, " dx"],
+        interval: Interval,
+        measurement: Measurement,
+    ) -> bool:
+        y = measurement.value
+        return _has_derivative(lambda x, i: self.fn(i.time, x, i.input, y), x, interval)
+
 
 class FromGaussianFilter(AbstractProposal):
     """The Gaussian that a Gaussian filter gives for the next state, started at each particle: close to
@@ -156,6 +192,27 @@ class FromGaussianFilter(AbstractProposal):
 
     def check(self, model: StateSpaceModel) -> None:
         self.filter.check(model)
+
+    def is_reparameterized(
+        self,
+        model: StateSpaceModel,
+        x: Float[Array, " dx"],
+        interval: Interval,
+        measurement: Measurement,
+    ) -> bool:
+        return True
+
+
+def _has_derivative(distribution: Any, x: Float[Array, " dx"], interval: Interval) -> bool:
+    """Does a draw of the distribution at (x, interval) have the derivative of its parameters?"""
+    found = []
+
+    def look(x: Array, interval: Interval) -> Array:
+        found.append(bool(getattr(distribution(x, interval), "has_rsample", True)))
+        return x
+
+    jax.eval_shape(look, x, interval._replace(table=None))
+    return found[0]
 
 
 def look_ahead(

@@ -184,7 +184,27 @@ def test_models_that_do_not_fit_are_refused(series):
         fd.log_likelihood(MODEL, series, fd.ParticleFilter(8))
 
 
-def test_gradient_mode_defaults_to_the_one_of_the_resampling():
-    assert fd.ParticleFilter(8).gradient == "affine"
+def test_gradient_of_a_transport_is_its_own():
     assert fd.ParticleFilter(8, fd.OptimalTransport()).gradient == "entropic"
     assert fd.ParticleFilter(8, fd.SortedTransport()).gradient == "sorted"
+
+
+def test_counts_have_the_score_as_their_gradient():
+    """A Poisson draw has no derivative: any other mode would give zero, silently."""
+    times = np.arange(4.0)
+    series = fd.Series(times, np.array([5.0, 3.0, 4.0, 6.0]))
+
+    def value(rate, gradient):
+        model = fd.StateSpaceModel(
+            dist.Poisson(5.0).expand([1]).to_event(1),
+            fd.Transition(lambda t, x, u: dist.Poisson(0.5 * x + rate).to_event(1)),
+            fd.Observation(lambda t, x, u: dist.Normal(x, 1.0).to_event(1)),
+        )
+        filter = fd.ParticleFilter(16, gradient=gradient)
+        return fd.log_likelihood(model, series, filter, key=jr.key(7))
+
+    found = jax.jit(jax.grad(value), static_argnums=1)
+    assert found(2.0, None) != 0
+    assert found(2.0, None) == found(2.0, "score")
+    with pytest.raises(ValueError, match="score"):
+        found(2.0, "affine")
