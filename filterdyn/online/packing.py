@@ -56,6 +56,11 @@ class Layout:
         tree = jax.tree.unflatten(self.structure, self.leaves)
         return {name: leaf for name, leaf in tree.items() if isinstance(leaf, _Leaf)}
 
+    @property
+    def generator(self) -> str | None:
+        """Of the random key in it, if there is one of the new style."""
+        return next((leaf.generator for leaf in self.leaves if leaf.generator), None)
+
     def pack(self, tree: Any) -> tuple[Array, ...]:
         """The vectors of a tree of this layout."""
         parts: list[list[Array]] = [[] for _ in self.dtypes]
