@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 # First, before anything can start a back end of JAX.
 from filterdyn._fusion import FusedLoops, fused_loops  # isort: skip
 
-from filterdyn import datasets, diagnostics, inference
+from filterdyn import datasets, diagnostics, fields, inference
 from filterdyn.angles import wrap_angle
 from filterdyn.beliefs import Ensemble, Gaussian, Particles
 from filterdyn.dynamics import (
@@ -152,6 +152,7 @@ __all__ = [
     # modules
     "datasets",
     "diagnostics",
+    "fields",
     "inference",
     "plots",
 ]

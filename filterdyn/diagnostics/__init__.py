@@ -9,6 +9,7 @@ from filterdyn.diagnostics.gradient_check import (
 )
 from filterdyn.diagnostics.identifiability import Identifiability, identifiability
 from filterdyn.diagnostics.input_correlation import InputCorrelation, input_correlation
+from filterdyn.diagnostics.invariants import InvariantCheck, check_invariant
 from filterdyn.diagnostics.mean_bias import MeanBias, mean_bias
 from filterdyn.diagnostics.nees import NEES, nees
 from filterdyn.diagnostics.nis import NIS, nis
@@ -48,6 +49,9 @@ __all__ = [
     "Identifiability",
     "profile_likelihood",
     "Profile",
+    # does a field keep what it states?
+    "check_invariant",
+    "InvariantCheck",
     # is the gradient of a particle filter worth following?
     "gradient_check",
     "GradientCheck",
