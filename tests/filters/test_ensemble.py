@@ -450,3 +450,20 @@ def test_one_failed_series_leaves_the_gradients_of_a_batch_finite():
     values, slopes = jax.jit(jax.vmap(jax.value_and_grad(ll), (0, None)))(jnp.array([2.0, 0.5]), y)
     assert jnp.isfinite(values[0]) and values[1] == -jnp.inf
     assert jnp.isfinite(slopes).all() and slopes[1] == 0
+
+
+@pytest.mark.slow
+def test_a_reverse_pass_in_blocks_has_the_same_gradient(series, monkeypatch):
+    """Twelve rows in blocks of four, the last of them padded for eleven."""
+    from filterdyn.filters import sampling_scan
+
+    filter = fd.EnsembleKalmanFilter(10)
+
+    def gradient(rows):
+        part = series[:rows]
+        ll = lambda scale: fd.log_likelihood(model(q=0.1, scale=scale), part, filter, key=KEY)
+        return jax.jit(jax.value_and_grad(ll))(1.0)
+
+    whole = gradient(11)
+    monkeypatch.setattr(sampling_scan, "_MOST_BYTES", 0)
+    np.testing.assert_allclose(gradient(11), whole, rtol=1e-10 if X64 else 1e-4)
