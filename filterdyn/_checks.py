@@ -27,7 +27,7 @@ def float_array(owner: str, name: str, value: Any) -> jax.Array:
         value = as_numbers(owner, name, value)
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
         raise TypeError(f"{owner}: `{name}` is complex; expected real numbers")
-    dtype = value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.result_type(float)
+    dtype = None if jnp.issubdtype(value.dtype, jnp.floating) else jnp.result_type(float)
     if is_traced(value):
         return jnp.asarray(value, dtype)
     # Numbers that are known stay known inside a trace, and can be looked at.
