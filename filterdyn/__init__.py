@@ -40,13 +40,23 @@ from filterdyn.filters import (
     filter,
     log_likelihood,
 )
+from filterdyn.fitting import FitResult, fit
 from filterdyn.forecasting import Forecast, forecast
 from filterdyn.inference import ObservedSeries, to_datatree
 from filterdyn.initial import Diffuse, stationary
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
 from filterdyn.observations import GaussianObservation, LinearObservation, Observation
-from filterdyn.online import OnlineFilter, OnlineState, StepResult
+from filterdyn.online import (
+    Arrival,
+    DropLate,
+    EventStream,
+    OnlineFilter,
+    OnlineState,
+    RejectLate,
+    ReplayLate,
+    StepResult,
+)
 from filterdyn.outliers import Gate, HuberNoise, StudentTNoise
 from filterdyn.resampling import (
     Killing,
@@ -132,8 +142,10 @@ __all__ = [
     "conditional_path",
     "forecast",
     "simulate",
+    "fit",
     # what they return
     "FilterResult",
+    "FitResult",
     "SmootherResult",
     "Forecast",
     "PredictedObservation",
@@ -146,6 +158,11 @@ __all__ = [
     "OnlineFilter",
     "OnlineState",
     "StepResult",
+    "EventStream",
+    "Arrival",
+    "DropLate",
+    "RejectLate",
+    "ReplayLate",
     # how it runs
     "fused_loops",
     "FusedLoops",

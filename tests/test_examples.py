@@ -114,6 +114,16 @@ def test_lynx_hare_in_full_follows_every_year_and_agrees_with_the_published_rate
         assert r_hat < 1.01 and min(ess_bulk, ess_tail) > 400
 
 
+@pytest.mark.slow
+def test_neural_residual_learns_the_drag_from_noisy_angles(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lines, _ = run("neural_residual", tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert lines[-1].startswith("OK: ")
+    assert (tmp_path / "neural_residual.png").stat().st_size > LEAST_BYTES
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 120
+
+
 @pytest.fixture(scope="module")
 def nile():
     return load("nile_level")

@@ -1,0 +1,99 @@
+"""Which numbers of a model are trained, and in which coordinates."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from filterdyn._callables import Held
+from filterdyn.fields import Normalization
+from filterdyn.model import StateSpaceModel
+
+Pick = Callable[[StateSpaceModel], Any]
+
+
+class _Marker:
+    """Stands for a leaf of the model, so that a function that picks leaves says which."""
+
+    def __init__(self, index: int):
+        self.index = index
+
+
+def _markers(tree: Any) -> list[int]:
+    return [leaf.index for leaf in jax.tree.leaves(tree) if isinstance(leaf, _Marker)]
+
+
+def _marked(model: StateSpaceModel) -> StateSpaceModel:
+    leaves, structure = jax.tree.flatten(model)
+    return jax.tree.unflatten(structure, [_Marker(i) for i in range(len(leaves))])
+
+
+def _picked(name: str, model: StateSpaceModel, pick: Pick) -> list[int]:
+    if not callable(pick):
+        raise TypeError(
+            f"fit: `{name}` is {type(pick).__name__}; expected a function that picks leaves, such as "
+            "lambda model: model.dynamics.drift.value"
+        )
+    leaves = jax.tree.leaves(model)
+    found = [i for i in _markers(pick(_marked(model))) if eqx.is_inexact_array(leaves[i])]
+    if not found:
+        raise ValueError(
+            f"fit: `{name}` picked no array of floating numbers; expected leaves of the model"
+        )
+    return sorted(set(found))
+
+
+def _of_user_functions(model: StateSpaceModel) -> list[int]:
+    """Numbers inside the functions that the user gave, but for what they are normalised by."""
+    leaves, found = jax.tree.leaves(model), set()
+    marked = _marked(model)
+    for part in (marked.dynamics, marked.observation):
+        for name, value in vars(part).items():
+            if not isinstance(value, Held) or name.endswith(("solver", "controller", "adjoint")):
+                continue
+            pieces = jax.tree.leaves(value.value, is_leaf=lambda x: isinstance(x, Normalization))
+            for piece in pieces:
+                if not isinstance(piece, Normalization):
+                    found.update(_markers(piece))
+    return sorted(i for i in found if eqx.is_inexact_array(leaves[i]))
+
+
+class Trained:
+    """The trained leaves of a model as a list of unconstrained arrays, and back."""
+
+    def __init__(self, model: StateSpaceModel, trainable: Pick | None, positive: Pick | None):
+        self.leaves, self.structure = jax.tree.flatten(model)
+        if trainable is None:
+            self.indices = _of_user_functions(model)
+            if not self.indices:
+                raise ValueError(
+                    "fit: the functions of the model hold no arrays; expected `trainable`, a function "
+                    "that picks leaves, such as lambda model: model.dynamics.F"
+                )
+        else:
+            self.indices = _picked("trainable", model, trainable)
+        chosen = [] if positive is None else _picked("positive", model, positive)
+        self.indices = sorted({*self.indices, *chosen})
+        self.positive = set(chosen)
+        for i in chosen:
+            if not np.all(np.asarray(self.leaves[i]) > 0):
+                raise ValueError(
+                    f"fit: `positive` picked a leaf with entries {np.asarray(self.leaves[i])}; "
+                    "expected numbers > 0"
+                )
+
+    def start(self) -> list[Array]:
+        """The numbers that the model holds."""
+        values = [(i, jnp.asarray(self.leaves[i])) for i in self.indices]
+        return [jnp.log(x) if i in self.positive else x for i, x in values]
+
+    def model(self, parameters: list[Array]) -> StateSpaceModel:
+        """The model with these numbers; every other leaf is the object that it was."""
+        leaves = list(self.leaves)
+        for i, x in zip(self.indices, parameters, strict=True):
+            leaves[i] = jnp.exp(x) if i in self.positive else x
+        return jax.tree.unflatten(self.structure, leaves)
