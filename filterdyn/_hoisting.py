@@ -28,7 +28,7 @@ def hoisted(function: Held, *example: Any) -> Held:
     """`function`, traced for arguments like `example` (by which it must not decide anything). Where
     nothing is gained it is returned as it is."""
     flat, tree = jax.tree.flatten(example)
-    output = []
+    output: list[Any] = []
 
     def flattened(*flat: Any) -> list[Any]:
         leaves, structure = jax.tree.flatten(function(*jax.tree.unflatten(tree, flat)))
