@@ -9,8 +9,8 @@ half of the effective sample size. Published figures are of 100 filters, ours of
 The gradients: x' = a M x + q N(0, I), y = x + r N(0, I), M = I + 0.1 (superdiagonal) - 0.1 (subdiagonal),
 parameters (a, log q, log r) off the truth, 50 rows, float32; errors relative to the exact gradient of the
 Kalman filter over 50 keys (10 for entropic transport of 500 particles), and the least CPU time of one
-gradient. And stochastic volatility, against a grid. The exit status says whether the exact column and the table are met
-(four standard errors).
+gradient. And stochastic volatility, against a grid. The exit status says whether the exact column and the
+table are met (four standard errors).
 """
 
 import argparse
