@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+import numpyro.distributions as dist
 
 FORMAT = 1
 _MAGIC = b"filterdyn checkpoint\n"
@@ -28,16 +29,27 @@ _MOST_MANIFEST = 2**24
 def fingerprint(*parts: Any) -> str:
     """A number for a model and a filter: of their types, settings and arrays. Functions enter by their
     names; addresses in memory do not."""
-    leaves, structure = jax.tree.flatten(parts)
-    found = hashlib.sha256(_without_addresses(str(structure)).encode())
+    return hashlib.sha256(_described(parts)).hexdigest()
+
+
+def _described(tree: Any) -> bytes:
+    # (A distribution lists its fields in the order of a set, which is another in every process.)
+    leaves, structure = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, dist.Distribution))
+    found = [_without_addresses(str(structure)).encode()]
     for leaf in leaves:
-        if hasattr(leaf, "dtype"):
+        if isinstance(leaf, dist.Distribution):
+            kind = type(leaf)
+            names = sorted({*kind.gather_pytree_data_fields(), *kind.gather_pytree_aux_fields()})
+            fields = [(name, getattr(leaf, name, None)) for name in names]
+            described = [name.encode() + _described(value) for name, value in fields]
+            found.extend([kind.__qualname__.encode(), *described])
+        elif hasattr(leaf, "dtype"):
             array = np.asarray(leaf)
-            found.update(f"{array.dtype}{array.shape}".encode())
-            found.update(np.ascontiguousarray(array).tobytes())
+            found.append(f"{array.dtype}{array.shape}".encode())
+            found.append(np.ascontiguousarray(array).tobytes())
         else:
-            found.update(_without_addresses(repr(leaf)).encode())
-    return found.hexdigest()
+            found.append(_without_addresses(repr(leaf)).encode())
+    return b"".join(hashlib.sha256(part).digest() for part in found)
 
 
 def _without_addresses(text: str) -> str:

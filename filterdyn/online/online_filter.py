@@ -15,15 +15,15 @@ from filterdyn.filters.stepping import AnyFilter, start
 from filterdyn.filters.verbs import check_is_filter, check_is_model
 from filterdyn.forecasting import Forecast, forecast_from
 from filterdyn.model import StateSpaceModel
-from filterdyn.online.checkpoint import Reader, fingerprint, write
+from filterdyn.online.checkpoint import Reader, write
 from filterdyn.online.clock import seconds, seconds_of
 from filterdyn.online.kernel import HEAD, Kernel
 from filterdyn.online.packing import Layout
+from filterdyn.online.saving import arrays_of, facts_of, state_in
 from filterdyn.online.state import OnlineState, StepResult
 
 _NAME = "OnlineFilter"
 _INFINITE = (float("inf"), float("-inf"))
-_GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
 _Tracer = jax.core.Tracer
 
 
@@ -236,17 +236,8 @@ class OnlineFilter:
         `generations`: how many files to keep, `path` and before it `path.1`, `path.2`, ...
         """
         generations = check_count(f"{_NAME}.save", "generations", generations)
-        arrays = {"time": np.asarray(state.time, np.float64)}
-        if state.input is not None:
-            arrays["input"] = np.asarray(state.input)
-        for dtype, vector in zip(state.layout.dtypes, state.vectors, strict=True):
-            arrays[dtype] = np.asarray(vector)
-        facts = dict(
-            model=fingerprint(self.model, self.filter),
-            generator=state.layout.generator,
-            position=position,
-        )
-        write(path, "OnlineState", arrays, facts, generations)
+        facts = dict(facts_of(self.model, self.filter, state), position=position)
+        write(path, "OnlineState", arrays_of(state), facts, generations)
 
     def load(
         self, path: str | os.PathLike[str], *, max_bytes: int = 2**30
@@ -258,23 +249,8 @@ class OnlineFilter:
         another model or filter, or larger than `max_bytes`; it names the first difference.
         """
         reader = Reader(path, "OnlineState", max_bytes)
-        reader.expect("model", fingerprint(self.model, self.filter))
-        generator = reader.fact("generator")
-        if generator not in (None, *_GENERATORS):
-            reader.refuse(f"its generator of random numbers is {generator!r}")
-        old = generator is None
-        key = jax.random.PRNGKey(0) if old else jax.random.key(0, impl=generator)
-        blank = self.init(0.0, key=key)
-        layout = blank.layout
-        vectors = tuple(
-            jnp.asarray(reader.array(dtype, (size,), dtype))
-            for dtype, size in zip(layout.dtypes, layout.sizes, strict=True)
-        )
-        time = reader.array("time", (), np.float64)[()]
-        input = reader.array("input", None, layout.dtypes[0]) if reader.has("input") else None
-        if not np.isfinite(time) or (input is not None and input.ndim != 1):
-            reader.refuse("its time or its input is not one")
-        return OnlineState(time, input, vectors, layout), reader.fact("position")
+        state = state_in(reader, self.model, self.filter, self.init)
+        return state, reader.fact("position")
 
     def _warm_up(self, num_inputs: int) -> None:
         u0 = np.zeros(num_inputs) if num_inputs else None
