@@ -15,6 +15,7 @@ from filterdyn.diagnostics.nees import NEES, nees
 from filterdyn.diagnostics.nis import NIS, nis
 from filterdyn.diagnostics.profile_likelihood import Profile, profile_likelihood
 from filterdyn.diagnostics.rank_histogram import RankHistogram, rank_histogram
+from filterdyn.diagnostics.scores import Scores, scores
 from filterdyn.diagnostics.spread_skill import SpreadSkill, spread_skill
 from filterdyn.diagnostics.whiteness import Whiteness, whiteness
 
@@ -35,6 +36,9 @@ __all__ = [
     "Coverage",
     "nees",
     "NEES",
+    # how good is a prediction?
+    "scores",
+    "Scores",
     # is an ensemble as wide as it is wrong?
     "spread_skill",
     "SpreadSkill",
