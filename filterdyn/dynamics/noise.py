@@ -19,7 +19,9 @@ def standard_normals(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Fl
     """
     count = math.prod(shape)
     new_style = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    is_threefry = str(jax.random.key_impl(key)) == "threefry2x32" if new_style else key.shape == (2,)
+    is_threefry = (
+        str(jax.random.key_impl(key)) == "threefry2x32" if new_style else key.shape == (2,)
+    )
     if dtype != jnp.float32 or not is_threefry or count == 0:
         return jax.random.normal(key, shape, dtype)
     words = jax.random.key_data(key) if new_style else key

@@ -33,6 +33,4 @@ def test_keys_of_a_batch_give_the_numbers_of_each():
 def test_other_types_and_generators_are_those_of_jax(impl):
     key = jr.key(2, impl=impl)
     dtype = jnp.float64 if impl == "threefry2x32" else jnp.float32
-    np.testing.assert_array_equal(
-        standard_normals(key, (4,), dtype), jr.normal(key, (4,), dtype)
-    )
+    np.testing.assert_array_equal(standard_normals(key, (4,), dtype), jr.normal(key, (4,), dtype))
