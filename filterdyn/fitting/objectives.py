@@ -22,7 +22,10 @@ def _likelihood(
     """-log p(y after the burn-in | the burn-in)."""
     total = log_likelihood(model, series, filter, key=key)
     if burn_in:
-        total = total - log_likelihood(model, series[:burn_in], filter, key=key)
+        # Records are known numbers and stay so inside the compiled steps.
+        with jax.ensure_compile_time_eval():
+            start = series[:burn_in]
+        total = total - log_likelihood(model, start, filter, key=key)
     return -total
 
 
@@ -45,8 +48,9 @@ def _simulation(
     model: StateSpaceModel, series: Series, filter: Any, key: Array | None, burn_in: int
 ) -> Float[Array, ""]:
     """Squared errors of a run that sees the measurements of the burn-in only."""
-    hidden = series.observations.at[burn_in:].set(jnp.nan)
-    free = eqx.tree_at(lambda s: s.observations, series, hidden)
+    with jax.ensure_compile_time_eval():
+        hidden = series.observations.at[burn_in:].set(jnp.nan)
+        free = eqx.tree_at(lambda s: s.observations, series, hidden)
     result = follow(model, free, filter, key=key)
     times = jnp.asarray(series.times, result.mean.dtype)
     in_axes = (0, 0, None if series.inputs is None else 0)

@@ -126,7 +126,9 @@ def fit(
         total = jnp.stack(losses).sum()
         if log_prior is not None and records is experiments:
             total = total - log_prior(candidate)
-        return total / sum(int((~np.isnan(r.observations[burn_in:])).sum()) for r in records)
+        return total / sum(
+            int((~np.isnan(np.asarray(r.observations)[burn_in:])).sum()) for r in records
+        )
 
     def one_step(state: FitState, _: None) -> tuple[FitState, Array]:
         draw = None if key is None else jax.random.fold_in(state.key, state.step)

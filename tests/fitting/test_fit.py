@@ -129,6 +129,13 @@ def test_training_stops_when_the_validation_loss_does_not_fall():
 
 
 @pytest.mark.slow
+def test_rows_of_the_burn_in_are_not_scored():
+    found = fd.fit(walk(), LONG, EKF, optimizer=optax.adam(0.1), steps=1, burn_in=10)
+    scored = fd.filter(walk(), LONG, EKF).log_likelihoods[10:]
+    np.testing.assert_allclose(found.losses[0], -scored.mean(), rtol=1e-10)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["prediction", "simulation"])
 def test_the_loss_before_the_first_step_is_the_mean_of_squares(objective):
     found = run(1, trainable=SCALE, objective=objective, burn_in=5)
