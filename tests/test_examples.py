@@ -60,7 +60,13 @@ def load(name):
     return module
 
 
-@pytest.fixture(scope="module", params=FIGURES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=() if name == "lynx_hare" else pytest.mark.slow)
+        for name in FIGURES
+    ],
+)
 def quick(request, tmp_path_factory):
     """Every example once, with short chains."""
     output = tmp_path_factory.mktemp(request.param)

@@ -244,6 +244,7 @@ def log_likelihood(rate, series):
     return fd.log_likelihood(oscillator(rate), series, fd.KalmanFilter())
 
 
+@pytest.mark.slow
 def test_vmap_over_a_stack_gives_the_log_likelihoods_and_gradients_of_the_separate_series():
     batch = fd.stack(RAGGED)
     assert batch.times.shape == (3, 8) and batch.observations.shape == (3, 8, 1)

@@ -89,7 +89,10 @@ TOLERANCE = {"ODE": 1e-7, "SDE": 1e-5}
 @pytest.mark.parametrize("kind", ["ODE", "SDE"])
 @pytest.mark.parametrize(
     "stepping",
-    [pytest.param(k, marks=pytest.mark.slow if ", " in k else ()) for k in STEPPING],
+    [
+        pytest.param(k, marks=pytest.mark.slow if "adaptive" in k or ", " in k else ())
+        for k in STEPPING
+    ],
 )
 def test_every_way_to_step_meets_the_exact_linear_answer_and_its_gradient(kind, stepping, exact):
     theta = THETA if kind == "SDE" else NO_NOISE

@@ -73,6 +73,7 @@ def test_without_adaptation_of_anything_the_filter_is_the_plain_one():
     np.testing.assert_allclose(adaptive.log_likelihood, plain.log_likelihood, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_factors_travel_with_the_stream():
     series = record(20)
     filter = fd.ExtendedKalmanFilter(adaptive=fd.AdaptiveNoise())

@@ -79,6 +79,7 @@ def test_a_jvp_through_a_failed_series_is_finite():
     assert np.isfinite(slopes).all() and np.all(slopes[GOOD] != 0)
 
 
+@pytest.mark.slow
 def test_smoothing_a_batch_with_a_failed_series_leaves_the_others_exact():
     def smoothed(a, start):
         result = fd.smooth(tank("sqrt", a, start), fd.Series(TIMES, Y), EKF)
@@ -230,6 +231,7 @@ def test_a_solver_out_of_steps_fails_its_own_series():
         np.testing.assert_allclose(means[k], mean, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_solver_out_of_steps_leaves_the_shared_gradient_to_the_others():
     def total(scale, stiffness):
         return jax.vmap(

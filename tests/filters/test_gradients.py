@@ -126,8 +126,19 @@ def continuous(known, shape):
 
 KINDS = {"discrete": discrete, "continuous": continuous}
 STARTS = [(False, "full"), (False, "rank one"), (True, "full"), (True, "rank one")]
+#: The longest of these are the continuous ones: two of the four starts stand for all in quick runs.
 every_problem = pytest.mark.parametrize(
-    ("kind", "known", "shape"), [(kind, *start) for kind in KINDS for start in STARTS]
+    ("kind", "known", "shape"),
+    [
+        pytest.param(
+            kind,
+            known,
+            shape,
+            marks=pytest.mark.slow if kind == "continuous" and known == (shape == "full") else (),
+        )
+        for kind in KINDS
+        for known, shape in STARTS
+    ],
 )
 
 
@@ -152,7 +163,7 @@ def test_value_gradient_and_jvp_are_those_of_the_joint_density(kind, known, shap
     np.testing.assert_allclose(slope, exact_gradient @ tangent, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["discrete", pytest.param("continuous", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("known", "shape"), [(False, "full"), (True, "rank one")])
 def test_hessian_is_that_of_the_joint_density(kind, known, shape):
     library, oracle = KINDS[kind](known, shape)
@@ -243,7 +254,10 @@ def predator_and_prey(theta):
 
 @pytest.mark.parametrize(
     ("make", "at"),
-    [(pendulum, [9.0, -4.0, -2.0, 1.2]), (predator_and_prey, [0.55, 0.8, 0.2, 3.4])],
+    [
+        (pendulum, [9.0, -4.0, -2.0, 1.2]),
+        pytest.param(predator_and_prey, [0.55, 0.8, 0.2, 3.4], marks=pytest.mark.slow),
+    ],
     ids=["pendulum", "predator and prey from a known start"],
 )
 def test_gradient_and_hessian_of_a_nonlinear_filter_meet_finite_differences(make, at):

@@ -320,6 +320,7 @@ def test_states_of_an_ode_from_a_known_start_are_its_solution(precision):
     np.testing.assert_array_equal(np.asarray(result.cov), 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not jax.config.jax_enable_x64, reason="this is the run it starts")
 def test_the_same_answers_come_with_float64_switched_off():
     """The float32 tests of one discrete, one continuous and the ODE case in a process that never

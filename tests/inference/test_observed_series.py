@@ -558,7 +558,10 @@ def test_numpyros_log_likelihood_is_that_of_the_filter(mcmc):
         close(values[k], trace["y"]["fn"].log_prob(data))
 
 
-@pytest.mark.parametrize("guide", [autoguide.AutoNormal, autoguide.AutoMultivariateNormal])
+@pytest.mark.parametrize(
+    "guide",
+    [autoguide.AutoNormal, pytest.param(autoguide.AutoMultivariateNormal, marks=pytest.mark.slow)],
+)
 def test_variational_inference_finds_the_gaussian_posterior(guide):
     """A full Gaussian finds it exactly, one without correlations finds the conditional variances."""
     mean, cov = known_posterior()

@@ -77,7 +77,7 @@ def test_nothing_observed_changes_nothing(dx, dy, full, square_root):
 
 
 @every_form
-@pytest.mark.parametrize(("dx", "dy"), [(4, 3), (14, 4)])
+@pytest.mark.parametrize(("dx", "dy"), [(4, 3), pytest.param(14, 4, marks=pytest.mark.slow)])
 @every_noise
 def test_first_and_second_derivatives_are_those_of_the_textbook(dx, dy, full, square_root):
     """Along a line in the space of all parts, of a number to which every result contributes."""
