@@ -1,5 +1,6 @@
 """Settings that every test shares."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import jax
 sys.path.insert(
     0, str(Path(__file__).parent)
 )  # `from oracles import dense` under every import mode
+
+# A thousand compilations leave millions of objects, which Python would look through again and again.
+gc.set_threshold(200_000, 20, 100)
 
 # JAX_ENABLE_X64=0 runs the same tests as a user without float64 would.
 jax.config.update(
