@@ -17,6 +17,7 @@ from filterdyn.filters.rows import Row
 from filterdyn.filters.running import run
 from filterdyn.filters.scan import Record
 from filterdyn.model import StateSpaceModel
+from filterdyn.series import Series
 
 #: So many series go through the rows side by side: enough to fill vector registers, and few enough
 #: for the loop to stay one kernel.
@@ -32,12 +33,12 @@ def have_one_pattern(observations: Any) -> bool | None:
     return bool((missing == missing[:1]).all())
 
 
-def have_one_clock(rows: Row, times: Any, gaps: Any) -> bool:
-    """Is it known on the host that the series of a batch have the same times?"""
-    if is_traced((times, gaps)) or rows.time.ndim == 1:
+def have_one_clock(series: Series, t0: Any) -> bool:
+    """Is it known on the host that the series of a batch have the same times and start together?"""
+    if is_traced((series.times, series.gaps)) or np.ndim(t0) > 0:
         return False
     flat = lambda x: np.asarray(x).reshape(-1, x.shape[-1])
-    return all((flat(x) == flat(x)[:1]).all() for x in (times, gaps))
+    return all((flat(x) == flat(x)[:1]).all() for x in (series.times, series.gaps))
 
 
 def run_batch(

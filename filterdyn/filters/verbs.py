@@ -142,12 +142,11 @@ def _log_likelihood(
     return _run("log_likelihood", model, rows, plan, filter, lambda record: None, batch)[0]
 
 
-def _batch(series: Series, rows: Row) -> tuple[bool, bool | None] | None:
+def _batch(series: Series, t0: Any) -> tuple[bool, bool | None] | None:
     """What is known on the host about a batch of series."""
     if series.times.ndim == 1:
         return None
-    one_clock = have_one_clock(rows, series.times, series.gaps)
-    return one_clock, have_one_pattern(series.observations)
+    return have_one_clock(series, t0), have_one_pattern(series.observations)
 
 
 _compiled_filter = compiled("filter", _filter)
@@ -188,7 +187,7 @@ def filter(
     key = require_key("filter", filter, key)
     if isinstance(filter, AbstractSamplingFilter):
         return filter_by_sampling(model, series, rows, plan, filter, key, history)
-    batch = _batch(series, rows)
+    batch = _batch(series, t0)
     kept, log_likelihood, last_input, matched = _compiled_filter(model, rows, plan, filter, batch)
     predicted, filtered, innovations, covs, standardized, weights, log_likelihoods, statuses = kept
     return FilterResult(
@@ -228,4 +227,4 @@ def log_likelihood(
     key = require_key("log_likelihood", filter, key)
     if isinstance(filter, AbstractSamplingFilter):
         return compiled_log_likelihood(model, rows, plan, filter, key)
-    return _compiled_log_likelihood(model, rows, plan, filter, _batch(series, rows))
+    return _compiled_log_likelihood(model, rows, plan, filter, _batch(series, t0))

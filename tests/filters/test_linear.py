@@ -169,6 +169,21 @@ def test_series_with_clocks_of_their_own_and_any_filter_make_a_batch():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_series_of_a_batch_that_start_at_times_of_their_own_share_nothing():
+    model = fd.StateSpaceModel(
+        dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)),
+        fd.LinearSDE(jnp.array([[0.0, 1.0], [-1.0, -0.3]]), jnp.array([0.1, 0.5])),
+        fd.LinearObservation(jnp.eye(2)[:1], 0.1),
+    )
+    starts, kalman = np.array([0.0, -1.0, -3.0]), fd.KalmanFilter()
+    series = [fd.Series(np.arange(10), y) for y in observations(10, 1, 3, (3,))]
+    found = fd.log_likelihood(model, fd.stack(series), kalman, t0=starts)
+    expected = [
+        fd.log_likelihood(model, one, kalman, t0=t0) for one, t0 in zip(series, starts, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_series_of_a_batch_have_inputs_of_their_own():
     F, Q, H, R = system(3, 2)
     rng = np.random.default_rng(0)
