@@ -41,14 +41,15 @@ def hoisted(function: Held, *example: Any) -> Held:
         # A distribution that JAX cannot take apart.
         return function
     known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    later = []
+    later, gain = [], False
     for equation in jaxpr.eqns:
         inputs = [v for v in equation.invars if not isinstance(v, Literal)]
         if equation.effects or not inputs or any(v not in known for v in inputs):
             later.append(equation)
         else:
             _evaluate(equation, known)
-    if not any(_is_costly(e) for e in jaxpr.eqns if e not in later):
+            gain = gain or _is_costly(equation)
+    if not gain:
         return function
     needed = {v for e in later for v in e.invars if not isinstance(v, Literal)}
     needed |= {v for v in jaxpr.outvars if not isinstance(v, Literal)}

@@ -27,8 +27,8 @@ from filterdyn.filters.proposals import (
     as_proposal,
     check_gaussian,
     each,
+    finite_derivative,
     look_ahead,
-    only_derivative,
 )
 from filterdyn.filters.sampling import (
     AbstractSamplingFilter,
@@ -172,7 +172,7 @@ class ParticleFilter(AbstractSamplingFilter):
         if score or not model.initial.has_rsample:
             positions = stop_gradient(positions)
             density = jax.vmap(model.initial.log_prob)(positions).astype(dtype)
-            log_weights = log_weights + only_derivative(density)
+            log_weights = log_weights + finite_derivative(density)
         return Particles(positions, log_weights)
 
     def advance(

@@ -79,7 +79,7 @@ class FromDynamics(AbstractProposal):
             return Drawn(moved, jnp.zeros(len(x), x.dtype))
         moved = jnp.where(interval.gap > 0, stop_gradient(moved), x)
         density = transition_log_density(model, moved, x, interval)
-        return Drawn(moved, only_derivative(density))
+        return Drawn(moved, finite_derivative(density))
 
     def check(self, model: StateSpaceModel) -> None:
         """Every model can be sampled."""
@@ -187,7 +187,7 @@ class FromGaussianFilter(AbstractProposal):
         guessed = stop_gradient(guessed) if score else guessed
         density = transition_log_density(model, moved, x, interval)
         seen = ~jnp.isnan(measurement.value).all()
-        ratio = jnp.where(seen, density - guessed, only_derivative(density - guessed))
+        ratio = jnp.where(seen, density - guessed, finite_derivative(density - guessed))
         return Drawn(moved, jnp.where(used, ratio, 0.0))
 
     def check(self, model: StateSpaceModel) -> None:
@@ -248,7 +248,7 @@ def each(one: Any, x: Float[Array, "N dx"], noise: Any, interval: Interval) -> A
     return gated(all_of_them, lambda out: out[-1][0], x, noise, bare)(x, noise, bare)
 
 
-def only_derivative(value: Float[Array, "..."]) -> Array:
+def finite_derivative(value: Float[Array, "..."]) -> Array:
     """Zero, with the derivative of `value` where that is finite."""
     return jnp.where(jnp.isfinite(value), value - stop_gradient(value), 0.0)
 

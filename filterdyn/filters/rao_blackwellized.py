@@ -17,7 +17,7 @@ from filterdyn.dynamics.gaussian import log_density_of
 from filterdyn.filters import gaussian
 from filterdyn.filters.gate import gated
 from filterdyn.filters.particle_weights import effective_sample_size, normalize
-from filterdyn.filters.proposals import only_derivative
+from filterdyn.filters.proposals import finite_derivative
 from filterdyn.filters.sampling import (
     AbstractSamplingFilter,
     Measurement,
@@ -161,7 +161,7 @@ class RaoBlackwellizedParticleFilter(AbstractSamplingFilter):
         density = jax.vmap(lambda n: log_density_of(n - start.mean[:k], marginal))(n)
         means = jnp.concatenate([n, rest], axis=1)
         covs = jnp.broadcast_to(0.5 * (cov + cov.T), covs.shape)
-        return GaussianMixture(means, covs, log_weights + only_derivative(density))
+        return GaussianMixture(means, covs, log_weights + finite_derivative(density))
 
     def advance(
         self, model: StateSpaceModel, belief: GaussianMixture, interval: Interval, key: Array
@@ -273,7 +273,7 @@ class RaoBlackwellizedParticleFilter(AbstractSamplingFilter):
         return GaussianMixture(
             jnp.where(used, means, belief.means),
             jnp.where(used, covs, belief.covs),
-            belief.log_weights + jnp.where(used, only_derivative(density), 0.0),
+            belief.log_weights + jnp.where(used, finite_derivative(density), 0.0),
         )
 
 

@@ -16,7 +16,7 @@ from filterdyn.linalg.conditioned import Conditioned
 from filterdyn.linalg.decorrelate import independent
 from filterdyn.linalg.products import mm, mv
 from filterdyn.linalg.psd import PSD, DiffusePart
-from filterdyn.linalg.sequential import project, sweep
+from filterdyn.linalg.sequential import joseph, project, sweep
 from filterdyn.linalg.surrogate import accurately
 from filterdyn.linalg.triangularize import triangularize
 
@@ -91,8 +91,7 @@ def _scalar(carry: Any, row: Any, sizes: Float[Array, " n"]) -> tuple[Any, Any]:
     gain = jnp.where(diffuse, m / f, jnp.where(proper, ph / a, 0.0))
     error = jnp.where(diffuse | proper, residual - (h[:, None] * shift).sum(0), 0.0)
     # Joseph's form holds for any gain, and so for both kinds of measurement.
-    left = finite.matrix - gain[:, None] * mv(finite.matrix, h)[None, :]
-    matrix = left - mv(left, h)[:, None] * gain[None, :] + r * gain[:, None] * gain[None, :]
+    matrix = joseph(finite.matrix, gain, h, r)
     factor = finite.factor
     if factor is not None and swept is not None:
         fixed = stop_gradient(gain)

@@ -12,6 +12,7 @@ from filterdyn.linalg.conditioned import Conditioned
 from filterdyn.linalg.decorrelate import independent
 from filterdyn.linalg.products import mm, mv
 from filterdyn.linalg.psd import PSD
+from filterdyn.linalg.sequential import joseph
 from filterdyn.linalg.surrogate import accurately
 from filterdyn.linalg.triangularize import triangularize
 
@@ -66,11 +67,9 @@ def condition_robustly(
         moved = use & some
         gain = jnp.where(moved, ph / jnp.where(some, s2, 1.0), 0.0)
         variance = jnp.where(moved, variance, 0.0)
-        left = cov.matrix - gain[:, None] * mv(cov.matrix, h_i)[None, :]
-        matrix = left - mv(left, h_i)[:, None] * gain[None, :]
-        matrix = matrix + variance * gain[:, None] * gain[None, :]
+        matrix = joseph(cov.matrix, gain, h_i, variance)
         if cov.factor is None:
-            cov = PSD(None, 0.5 * (matrix + matrix.T))
+            cov = PSD(None, matrix)
         else:
             fixed = stop_gradient(gain)
             kept = cov.factor - fixed[:, None] * (stop_gradient(h_i)[:, None] * cov.factor).sum(0)
