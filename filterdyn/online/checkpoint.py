@@ -1,7 +1,8 @@
 """Files of arrays that are written whole or not at all, and read only if every bit is right.
 
-A file is a line that says what it is, the SHA-256 and the length of a manifest, the manifest in JSON, and
-the arrays in NumPy's format. Nothing in it is ever executed or unpickled.
+A file (or what is kept elsewhere as bytes) is a line that says what it is, the SHA-256 and the length of
+a manifest, the manifest in JSON, and the arrays in NumPy's format. Nothing in it is ever executed or
+unpickled.
 """
 
 import hashlib
@@ -66,6 +67,23 @@ def write(
     """Write the arrays and the `facts` (JSON) beside them. Whenever the process dies, `path` holds the
     old file or the new one; `path.1`, `path.2`, ... are the ones before, up to `generations` in all."""
     path = Path(path)
+    content = packed(kind, arrays, facts)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _rotate(path, generations)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def packed(kind: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> bytes:
+    """What `write` writes, for those who keep it elsewhere than in a file."""
     blobs = {name: _blob(np.asarray(a)) for name, a in arrays.items()}
     entries = {
         name: dict(
@@ -86,21 +104,7 @@ def write(
         )
     ).encode()
     digest = hashlib.sha256(manifest).hexdigest().encode()
-    content = b"".join(
-        [_MAGIC, digest, f"{len(manifest):016d}".encode(), manifest, *blobs.values()]
-    )
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _rotate(path, generations)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
+    return b"".join([_MAGIC, digest, f"{len(manifest):016d}".encode(), manifest, *blobs.values()])
 
 
 def _blob(array: np.ndarray) -> bytes:
@@ -138,19 +142,23 @@ def _sync_directory(directory: Path) -> None:
 
 
 class Reader:
-    """A checkpoint that has been read and found whole.
+    """A checkpoint that has been read, from a file or from bytes, and found whole.
 
-    **Raises:** `ValueError` for a file that is foreign, of a newer format, of another kind, truncated,
+    **Raises:** `ValueError` for one that is foreign, of a newer format, of another kind, truncated,
     changed or larger than `max_bytes`; it names the first difference.
     """
 
-    def __init__(self, path: str | os.PathLike[str], kind: str, max_bytes: int):
-        self.path = path
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > max_bytes:
-                self.refuse(f"it has {size} bytes, more than `max_bytes` {max_bytes}")
-            content = file.read(max_bytes + 1)
+    def __init__(self, source: str | os.PathLike[str] | bytes, kind: str, max_bytes: int):
+        if isinstance(source, bytes):
+            self.name = f"of {len(source)} bytes"
+            content, size = source, len(source)
+        else:
+            self.name = repr(os.fspath(source))
+            with open(source, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                content = b"" if size > max_bytes else file.read(max_bytes + 1)
+        if max(size, len(content)) > max_bytes:
+            self.refuse(f"it has {size} bytes, more than `max_bytes` {max_bytes}")
         manifest, start = self._manifest(content)
         try:
             self.facts, entries = self._checked(manifest, kind)
@@ -159,7 +167,7 @@ class Reader:
             self.refuse(f"its manifest is malformed ({type(error).__name__}: {error})")
 
     def refuse(self, why: str) -> NoReturn:
-        raise ValueError(f"checkpoint {os.fspath(self.path)!r} is refused: {why}")
+        raise ValueError(f"checkpoint {self.name} is refused: {why}")
 
     def array(self, name: str, shape: tuple[int, ...] | None, dtype: Any) -> np.ndarray:
         """An array that must be there, of this shape (`None`: any) and type."""

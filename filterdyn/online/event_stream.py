@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from filterdyn._checks import as_numbers, check_count
-from filterdyn.online.checkpoint import Reader, write
+from filterdyn.online.checkpoint import Reader, packed, write
 from filterdyn.online.clock import seconds
 from filterdyn.online.late import AbstractLatePolicy
 from filterdyn.online.online_filter import OnlineFilter
@@ -144,6 +144,13 @@ class EventStream:
         """Write the state, the events that may be filtered again, and the numbers seen; as
         `OnlineFilter.save`."""
         generations = check_count(f"{_NAME}.save", "generations", generations)
+        write(path, _NAME, *self._contents(position), generations)
+
+    def to_bytes(self, *, position: int | str | None = None) -> bytes:
+        """What `save` writes, for those who keep it elsewhere than in a file."""
+        return packed(_NAME, *self._contents(position))
+
+    def _contents(self, position: int | str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         base = self._events[0].before if self._events else self.state
         given = [e.u is not None for e in self._events]
         arrays = arrays_of(base)
@@ -162,7 +169,7 @@ class EventStream:
             counts=[self.late_count, self.duplicate_count],
             remember=self._remember,
         )
-        write(path, _NAME, arrays, facts, generations)
+        return arrays, facts
 
     @staticmethod
     def load(
@@ -176,7 +183,23 @@ class EventStream:
 
         **Raises:** as `OnlineFilter.load`.
         """
-        reader = Reader(path, _NAME, max_bytes)
+        return EventStream._read(online, Reader(path, _NAME, max_bytes), late)
+
+    @staticmethod
+    def from_bytes(
+        online: OnlineFilter,
+        content: bytes,
+        late: AbstractLatePolicy,
+        *,
+        max_bytes: int = 2**30,
+    ) -> tuple["EventStream", Any]:
+        """The stream that `to_bytes` gave, and its position; as `load`."""
+        return EventStream._read(online, Reader(bytes(content), _NAME, max_bytes), late)
+
+    @staticmethod
+    def _read(
+        online: OnlineFilter, reader: Reader, late: AbstractLatePolicy
+    ) -> tuple["EventStream", Any]:
         reader.expect("late", repr(late))
         state = state_in(reader, online.model, online.filter, online.init)
         times = reader.array("event times", None, np.float64)

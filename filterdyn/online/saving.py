@@ -1,5 +1,6 @@
 """A state as the arrays and facts of a checkpoint."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from filterdyn.filters.stepping import AnyFilter
 from filterdyn.model import StateSpaceModel
 from filterdyn.online.checkpoint import Reader, fingerprint
+from filterdyn.online.packing import Layout
 from filterdyn.online.state import OnlineState
 
 _GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
@@ -30,6 +32,13 @@ def facts_of(model: StateSpaceModel, filter: AnyFilter, state: OnlineState) -> d
     return dict(model=fingerprint(model, filter), generator=state.layout.generator)
 
 
+@functools.lru_cache(maxsize=64)
+def _layout(init: Callable[..., OnlineState], generator: str | None) -> Layout:
+    old = generator is None
+    key = jax.random.PRNGKey(0) if old else jax.random.key(0, impl=generator)
+    return init(0.0, key=key).layout
+
+
 def state_in(
     reader: Reader, model: StateSpaceModel, filter: AnyFilter, init: Callable[..., OnlineState]
 ) -> OnlineState:
@@ -39,9 +48,7 @@ def state_in(
     generator = reader.fact("generator")
     if generator not in (None, *_GENERATORS):
         reader.refuse(f"its generator of random numbers is {generator!r}")
-    old = generator is None
-    key = jax.random.PRNGKey(0) if old else jax.random.key(0, impl=generator)
-    layout = init(0.0, key=key).layout
+    layout = _layout(init, generator)
     vectors = tuple(
         jnp.asarray(reader.array(dtype, (size,), dtype))
         for dtype, size in zip(layout.dtypes, layout.sizes, strict=True)

@@ -167,6 +167,22 @@ def test_a_stream_goes_on_after_a_restart_with_its_late_events(online, tmp_path)
         online.load(tmp_path / "stream")
 
 
+def test_the_bytes_of_a_stream_are_those_of_its_file(online, tmp_path):
+    stream = fd.EventStream(online, online.init(0.0), fd.ReplayLate(2.0))
+    for t, y, number, _ in ARRIVING[:30]:
+        stream.push(t, y, sequence=number)
+    stream.save(tmp_path / "stream", position="30")
+    content = stream.to_bytes(position="30")
+    assert content == (tmp_path / "stream").read_bytes()
+    resumed, position = fd.EventStream.from_bytes(online, content, fd.ReplayLate(2.0))
+    assert position == "30"
+    assert resumed.to_bytes(position="30") == content
+    with pytest.raises(ValueError, match=r"checkpoint of \d+ bytes is refused: it begins with"):
+        fd.EventStream.from_bytes(online, b"pickle", fd.ReplayLate(2.0))
+    with pytest.raises(ValueError, match="more than `max_bytes` 9"):
+        fd.EventStream.from_bytes(online, content, fd.ReplayLate(2.0), max_bytes=9)
+
+
 def test_settings_that_make_no_sense_are_refused(online):
     with pytest.raises(ValueError, match="`window` is 0"):
         fd.ReplayLate(window=0)
