@@ -102,7 +102,9 @@ class GaussianView(NamedTuple):
         mean = weights @ y_i
         y_j = self.push_forward(jnp.moveaxis(loc[:, None, None] + z_j, 1, -1))
         centred = y_j - mean
-        cov_y = jnp.einsum("a,b,ai,iabj->ij", weights, weights, y_i - mean, centred)
+        cov_y = jnp.einsum(
+            "a,b,ai,iabj->ij", weights, weights, y_i - mean, centred, precision="highest"
+        )
         cov_y = 0.5 * (cov_y + cov_y.T)
         return mean, jnp.where(jnp.eye(n, dtype=bool), weights @ (y_i - mean) ** 2, cov_y)
 

@@ -168,7 +168,7 @@ def average_on(rule: SigmaPoints, function: Callable[[Array], Any], belief: Gaus
         weights = np.append(weights, 1.0 - rule.weights.sum())
     w = jnp.asarray(weights, dtype)
     each = jax.vmap(function)(jnp.concatenate(parts))
-    mean = lambda x: jnp.tensordot(w, x.astype(dtype), 1)
+    mean = lambda x: jnp.tensordot(w, x.astype(dtype), 1, precision="highest")
     if not isinstance(each, PSD):
         return mean(each)
     columns = jnp.sqrt(w)[:, None, None] * jax.vmap(lambda cov: cov.root)(each)
