@@ -31,6 +31,7 @@ from filterdyn.filters import (
     GaussHermiteKalmanFilter,
     GaussianMixture,
     KalmanFilter,
+    LearnedNoiseFilter,
     ParallelGaussianFilter,
     ParallelKalmanFilter,
     ParticleFilter,
@@ -114,6 +115,7 @@ __all__ = [
     "EnsembleKalmanFilter",
     "ParticleFilter",
     "RaoBlackwellizedParticleFilter",
+    "LearnedNoiseFilter",
     # what keeps an ensemble apart
     "GaspariCohn",
     "AdaptiveInflation",

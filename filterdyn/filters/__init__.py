@@ -7,6 +7,8 @@ from filterdyn.filters.ensemble import EnsembleKalmanFilter
 from filterdyn.filters.extended import ExtendedKalmanFilter
 from filterdyn.filters.gauss_hermite import GaussHermiteKalmanFilter
 from filterdyn.filters.kalman import KalmanFilter
+from filterdyn.filters.learned import AbstractLearnedFilter
+from filterdyn.filters.learned_noise import LearnedNoiseFilter
 from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.particle import ParticleFilter
@@ -20,6 +22,7 @@ from filterdyn.filters.verbs import filter, log_likelihood
 
 __all__ = [
     "AbstractFilter",
+    "AbstractLearnedFilter",
     "AbstractSamplingFilter",
     "AdaptiveNoise",
     "BackwardChain",
@@ -32,6 +35,7 @@ __all__ = [
     "GaussHermiteKalmanFilter",
     "GaussianMixture",
     "KalmanFilter",
+    "LearnedNoiseFilter",
     "NoiseFactors",
     "ParallelGaussianFilter",
     "ParallelKalmanFilter",

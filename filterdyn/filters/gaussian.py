@@ -181,6 +181,8 @@ def predict_observation(
     dtype = belief.mean.dtype
     nothing = jnp.full((model.dy(t, u),), jnp.nan, dtype)
     lin = cast(model.observation.linearize(rule, belief, t, u, nothing), dtype)
+    if belief.memory is not None:
+        lin = lin._replace(noise=belief.memory.of_sensors(lin.noise))
     view = model.observation.view(t, belief.mean, u)
     noise = lin.noise * jnp.eye(len(nothing), dtype=dtype) if lin.noise.ndim == 1 else lin.noise
     cov = belief.spread.seen_through(lin.slope) + noise

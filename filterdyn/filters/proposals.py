@@ -15,6 +15,7 @@ from filterdyn.dynamics import ConditionallyLinear, Interval, Transition
 from filterdyn.dynamics.gaussian import log_density_of
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.gate import gated
+from filterdyn.filters.learned import changes_its_noise
 from filterdyn.filters.particle_weights import transition_log_density
 from filterdyn.filters.sampling import Measurement, propagate
 from filterdyn.filters.scan import is_finite, select
@@ -273,8 +274,8 @@ def as_proposal(owner: str, proposal: Any) -> AbstractProposal:
 
 def check_gaussian(owner: str, name: str, filter: AbstractFilter) -> None:
     """**Raises:** `ValueError` for a filter that cannot be started anew at each particle."""
-    if getattr(filter, "adaptive", None) is not None:
+    if changes_its_noise(filter):
         raise ValueError(
-            f"{owner}: `{name}` is a filter with AdaptiveNoise, which learns over many rows; it starts "
-            "anew at each particle and row here"
+            f"{owner}: `{name}` is a filter with AdaptiveNoise or a network, which learns over many rows; "
+            "it starts anew at each particle and row here"
         )

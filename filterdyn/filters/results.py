@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from filterdyn.filters.adaptive import NoiseFactors
+from filterdyn.filters.learned import NoiseModulation
 from filterdyn.status import failed_at
 
 
@@ -153,9 +154,10 @@ class FilterResult(eqx.Module):
         return self.diagnostics["effective_sample_size"]
 
     @property
-    def noise_factors(self) -> NoiseFactors | None:
-        """Of a filter with `AdaptiveNoise`: the factors on the process noise `process` (T,) and on each
-        sensor's variance `sensors` (T, dy) after every row."""
+    def noise_factors(self) -> NoiseFactors | NoiseModulation | None:
+        """What a filter has learnt of the noise after every row. With `AdaptiveNoise` the factors on the
+        process noise `process` (T,) and on each sensor's variance `sensors` (T, dy). Of a learned filter
+        the triangular matrices `process` (T, dx, dx) and `sensors` (T, dy, dy) for the next row."""
         return self.filtered.memory
 
     @property

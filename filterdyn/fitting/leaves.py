@@ -1,4 +1,4 @@
-"""Which numbers of a model are trained, and in which coordinates."""
+"""Which numbers of a model and of a learned filter are trained, and in which coordinates."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from filterdyn._callables import Held
 from filterdyn.fields import Normalization
+from filterdyn.filters import AbstractLearnedFilter
 from filterdyn.model import StateSpaceModel
 
 Pick = Callable[[StateSpaceModel], Any]
@@ -27,8 +28,8 @@ def _markers(tree: Any) -> list[int]:
     return [leaf.index for leaf in jax.tree.leaves(tree) if isinstance(leaf, _Marker)]
 
 
-def _marked(model: StateSpaceModel) -> StateSpaceModel:
-    leaves, structure = jax.tree.flatten(model)
+def _marked(tree: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(structure, [_Marker(i) for i in range(len(leaves))])
 
 
@@ -40,10 +41,6 @@ def _picked(name: str, model: StateSpaceModel, pick: Pick) -> list[int]:
         )
     leaves = jax.tree.leaves(model)
     found = [i for i in _markers(pick(_marked(model))) if eqx.is_inexact_array(leaves[i])]
-    if not found:
-        raise ValueError(
-            f"fit: `{name}` picked no array of floating numbers; expected leaves of the model"
-        )
     return sorted(set(found))
 
 
@@ -62,22 +59,42 @@ def _of_user_functions(model: StateSpaceModel) -> list[int]:
     return sorted(i for i in found if eqx.is_inexact_array(leaves[i]))
 
 
-class Trained:
-    """The trained leaves of a model as a list of unconstrained arrays, and back."""
+def _of_network(model: StateSpaceModel, filter: Any) -> list[int]:
+    """Numbers in the network of a learned filter, counted after those of the model."""
+    if not isinstance(filter, AbstractLearnedFilter):
+        return []
+    leaves, first = jax.tree.leaves(filter), len(jax.tree.leaves(model))
+    found = _markers(_marked(filter).network)
+    return [first + i for i in found if eqx.is_inexact_array(leaves[i])]
 
-    def __init__(self, model: StateSpaceModel, trainable: Pick | None, positive: Pick | None):
-        self.leaves, self.structure = jax.tree.flatten(model)
+
+class Trained:
+    """The trained leaves of a model and of a learned filter as a list of unconstrained arrays, and back."""
+
+    def __init__(
+        self, model: StateSpaceModel, filter: Any, trainable: Pick | None, positive: Pick | None
+    ):
+        self.leaves, self.structure = jax.tree.flatten((model, filter))
+        learned = _of_network(model, filter)
         if trainable is None:
             self.indices = _of_user_functions(model)
-            if not self.indices:
+            if not self.indices and not learned:
                 raise ValueError(
                     "fit: the functions of the model hold no arrays; expected `trainable`, a function "
                     "that picks leaves, such as lambda model: model.dynamics.F"
                 )
         else:
             self.indices = _picked("trainable", model, trainable)
+            if not self.indices and not learned:
+                raise ValueError(
+                    "fit: `trainable` picked no array of floating numbers; expected leaves of the model"
+                )
         chosen = [] if positive is None else _picked("positive", model, positive)
-        self.indices = sorted({*self.indices, *chosen})
+        if positive is not None and not chosen:
+            raise ValueError(
+                "fit: `positive` picked no array of floating numbers; expected leaves of the model"
+            )
+        self.indices = sorted({*self.indices, *chosen, *learned})
         self.positive = set(chosen)
         for i in chosen:
             if not np.all(np.asarray(self.leaves[i]) > 0):
@@ -91,8 +108,8 @@ class Trained:
         values = [(i, jnp.asarray(self.leaves[i])) for i in self.indices]
         return [jnp.log(x) if i in self.positive else x for i, x in values]
 
-    def model(self, parameters: list[Array]) -> StateSpaceModel:
-        """The model with these numbers; every other leaf is the object that it was."""
+    def parts(self, parameters: list[Array]) -> tuple[StateSpaceModel, Any]:
+        """Model and filter with these numbers; every other leaf is the object that it was."""
         leaves = list(self.leaves)
         for i, x in zip(self.indices, parameters, strict=True):
             leaves[i] = jnp.exp(x) if i in self.positive else x

@@ -26,6 +26,7 @@ class FitResult(eqx.Module):
     """A fitted model and how it was found.
 
     - `model`: the best one: of the lowest validation loss, without `validation` of the lowest loss;
+    - `filter`: the filter, that of a `LearnedNoiseFilter` or `LearnedGainFilter` with its trained network;
     - `losses` (steps,): before each step, of a measurement; NaN where it was not finite and the step
       was skipped;
     - `validation_losses` (checks,): of a measurement, after every chunk; `None` without `validation`;
@@ -34,6 +35,7 @@ class FitResult(eqx.Module):
     """
 
     model: StateSpaceModel
+    filter: Any
     losses: np.ndarray
     validation_losses: np.ndarray | None
     skipped: int

@@ -67,7 +67,8 @@ def fit(
     - `key`: a JAX random key, for filters that sample; every step draws anew;
     - `trainable`: a function of the model that picks leaves, such as
       `lambda m: (m.dynamics.drift.value, m.observation.R)`. By default all numbers inside the functions of
-      the dynamics and of the observation, but for `fields.Normalization`; others stay to the bit;
+      the dynamics and of the observation, but for `fields.Normalization`; others stay to the bit. The
+      network of a learned filter is trained with them (and alone, where `trainable` picks nothing);
     - `positive`: picks leaves that are trained too, by their logarithms;
     - `log_prior(model)`: added to the log-likelihood, for a maximum a posteriori;
     - `objective`: `"likelihood"` of the filter, or squared errors of one-step `"prediction"`, or of a free
@@ -111,15 +112,19 @@ def fit(
     experiments = _experiments("series", series, burn_in)
     held_out = None if validation is None else _experiments("validation", validation, burn_in)
     trained, rule = (
-        Trained(model, trainable, positive),
+        Trained(model, filter, trainable, positive),
         optax.with_extra_args_support(optimizer),
     )
 
     def mean_loss(parameters: list[Array], records: list[Series], key: Array | None) -> Array:
-        candidate = trained.model(parameters)
+        candidate, through = trained.parts(parameters)
         losses = [
             OBJECTIVES[objective](
-                candidate, one, filter, None if key is None else jax.random.fold_in(key, i), burn_in
+                candidate,
+                one,
+                through,
+                None if key is None else jax.random.fold_in(key, i),
+                burn_in,
             )
             for i, one in enumerate(records)
         ]
@@ -210,8 +215,10 @@ def fit(
             "not finite; a smaller step size or `clip` may help",
             stacklevel=2,
         )
+    fitted, through = trained.parts(state.best)
     return FitResult(
-        trained.model(state.best),
+        fitted,
+        through,
         np.concatenate(losses),
         None if held_out is None else np.asarray(looks),
         skipped,

@@ -23,8 +23,9 @@ class Pass(NamedTuple):
 
 
 def keep(record: Record) -> Pass:
-    """What the forward pass keeps of a row."""
-    return Pass(record.filtered, record.predicted, record.move)
+    """What the forward pass keeps of a row (of a belief not what its filter learns on the way)."""
+    alone = lambda b: Gaussian(b.mean, spread=b.spread)
+    return Pass(alone(record.filtered), alone(record.predicted), record.move)
 
 
 def reversed_steps(forward: Pass) -> tuple[Pass, Gaussian]:

@@ -11,6 +11,7 @@ from filterdyn._checks import check_count, check_key, is_traced
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
 from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters.learned import changes_its_noise
 from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.rows import Row
@@ -133,10 +134,10 @@ def smooth(
             raise ValueError(f"smooth: `iterations` is {iterations}, and {name} linearises nothing")
         key = require_key("smooth", filter, key)
         return smooth_by_sampling(filter, model, series, rows, plan, key)
-    if iterations > 1 and getattr(filter, "adaptive", None) is not None:
+    if iterations > 1 and changes_its_noise(filter):
         raise ValueError(
-            "smooth: `iterations` is more than 1, and `filter` has AdaptiveNoise; noise that changes "
-            "while filtering belongs to one pass only"
+            "smooth: `iterations` is more than 1, and `filter` learns: it has AdaptiveNoise or a network; "
+            "noise that changes while filtering belongs to one pass only"
         )
     found, changes, matched = _compiled_smooth(
         model, rows, plan, filter, iterations, float(damping)
