@@ -59,6 +59,7 @@ from filterdyn.online import (
     StepResult,
 )
 from filterdyn.outliers import Gate, HuberNoise, StudentTNoise
+from filterdyn.predictions import Predictions, free_run, predict
 from filterdyn.resampling import (
     Killing,
     Multinomial,
@@ -74,7 +75,7 @@ from filterdyn.smoothers import SmootherResult, conditional_path, sample_paths, 
 from filterdyn.status import Status
 
 if TYPE_CHECKING:
-    from filterdyn import plots
+    from filterdyn import plots, streams
 
 __version__ = _version("filterdyn")
 
@@ -144,12 +145,15 @@ __all__ = [
     "conditional_path",
     "forecast",
     "simulate",
+    "predict",
+    "free_run",
     "fit",
     # what they return
     "FilterResult",
     "FitResult",
     "SmootherResult",
     "Forecast",
+    "Predictions",
     "PredictedObservation",
     "Simulation",
     "Status",
@@ -174,10 +178,11 @@ __all__ = [
     "fields",
     "inference",
     "plots",
+    "streams",
 ]
 
 #: Modules that load when they are first used, because what they import is slow or optional.
-_LAZY = ("plots",)
+_LAZY = ("plots", "streams")
 
 
 def __getattr__(name: str) -> Any:
