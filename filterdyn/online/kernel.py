@@ -34,6 +34,7 @@ class Kernel:
         self.du = du
         self.dy = dy
         self.state = state
+        self.dtype = np.dtype(state.dtypes[0])
         self.width = HEAD + dy + 2 * (du or 0)
         #: How a record lies; known after the first trace.
         self.record: Any = None
@@ -69,7 +70,19 @@ class Kernel:
 
     def _one(self, vectors: Any, row: Any) -> tuple[Any, Any]:
         self.compilations += 1
-        return self.packed_step(vectors, row)
+        if jax.default_backend() != "cpu":
+            return self.packed_step(vectors, row)
+        # A loop that XLA cannot know to make one turn only: on a CPU it becomes one function, where the
+        # step alone would be a hundred.
+        blank = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(self.packed_step, vectors, row)[1]
+        )
+
+        def turn(carry: Any) -> Any:
+            return *self.packed_step(carry[0], row), jnp.bool_(False)
+
+        begin = (vectors, blank, row[1] >= 0)
+        return jax.lax.while_loop(lambda carry: carry[2], turn, begin)[:2]
 
     def _many(self, vectors: Any, rows: Any, count: Any) -> tuple[Any, Any]:
         """The first `count` rows."""

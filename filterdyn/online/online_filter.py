@@ -114,21 +114,17 @@ class OnlineFilter:
             before, now = self._inputs(state, u, gap > 0)
         kernel = self._kernel(state, now)
         dy = kernel.dy
-        row = np.empty(kernel.width, kernel.state.dtypes[0])
-        row[0] = state.time
-        row[1] = gap
-        row[2] = t
-        row[3] = kernel.number_of_steps(np.array([gap]))[0] if kernel.counts_steps else 0
         if not (type(y) is np.ndarray and y.dtype.kind == "f" and y.shape == (dy,)):
             y = self._vector("y", y)
             check_shape(f"{_NAME}.step", "y", y, (dy,), "the observation's entries")
-        row[HEAD : HEAD + dy] = y
-        values = row[HEAD : HEAD + dy].tolist()
+        values = y.tolist()
         if _INFINITE[0] in values or _INFINITE[1] in values:
             raise ValueError(f"{_NAME}: `y` has infinite entries; NaN marks a missing one")
+        steps = kernel.number_of_steps(np.array([gap]))[0] if kernel.counts_steps else 0
+        parts = [state.time, gap, t, steps, *values]
         if now is not None:
-            row[HEAD + dy : -len(now)] = before
-            row[-len(now) :] = now
+            parts += [*before.tolist(), *now.tolist()]
+        row = np.array(parts, kernel.dtype)
         vectors, record = kernel.one(state.vectors, row)
         return OnlineState(t, now, vectors, state.layout), StepResult(record, kernel.record)
 
@@ -259,8 +255,9 @@ class OnlineFilter:
 
     def _kernel(self, state: OnlineState, input: Any) -> Kernel:
         du = None if input is None else input.shape[-1]
-        kernel = self._kernels.get((du, state.layout.dtypes))
-        if kernel is None or kernel.state != state.layout:
+        layout = state.layout
+        kernel = self._kernels.get((du, layout.dtypes))
+        if kernel is None or (kernel.state is not layout and kernel.state != layout):
             dtype = state.layout.dtypes[0]
             shape = None if du is None else jax.ShapeDtypeStruct((du,), dtype)
             dy = self.model.dy(jax.ShapeDtypeStruct((), dtype), shape)

@@ -1,4 +1,8 @@
-"""A pytree as one vector per data type: few arrays cross into a compiled step."""
+"""A pytree as one vector per data type: few arrays cross into a compiled step, each of which costs.
+
+Beside numbers of 64 bits the integers of 32 bits and the truth values are numbers of that kind, which they
+are exactly: then there is one vector.
+"""
 
 import functools
 import math
@@ -11,6 +15,9 @@ import numpy as np
 from jaxtyping import Array
 
 
+_EXACT = frozenset({"bool", "int8", "uint8", "int16", "uint16", "int32", "uint32"})
+
+
 @dataclass(frozen=True)
 class _Leaf:
     """Where a leaf lies: in which vector, from where, and what it is."""
@@ -18,6 +25,7 @@ class _Leaf:
     group: int
     start: int
     shape: tuple[int, ...]
+    dtype: str
     #: Of a random key of the new style, the name of its generator.
     generator: str | None
 
@@ -38,16 +46,18 @@ class Layout:
     @staticmethod
     def of(tree: Any) -> "Layout":
         found, structure = jax.tree.flatten(tree)
+        wide = any(str(leaf.dtype) == "float64" for leaf in found)
         sizes: dict[str, int] = {}
         places = []
         for leaf in found:
             data, generator = _data(leaf)
-            name = str(data.dtype)
+            dtype = str(data.dtype)
+            name = "float64" if wide and dtype in _EXACT else dtype
             start = sizes.setdefault(name, 0)
-            places.append((name, start, tuple(data.shape), generator))
+            places.append((name, start, tuple(data.shape), dtype, generator))
             sizes[name] = start + math.prod(data.shape)
         names = tuple(sizes)
-        leaves = tuple(_Leaf(names.index(p[0]), p[1], p[2], p[3]) for p in places)
+        leaves = tuple(_Leaf(names.index(name), *place) for name, *place in places)
         return Layout(structure, leaves, names, tuple(sizes.values()))
 
     @functools.cached_property
@@ -77,6 +87,8 @@ class Layout:
         vector = vectors[place.group]
         part = vector[..., place.start : place.stop]
         part = part.reshape((*vector.shape[:-1], *place.shape))
+        if place.dtype != self.dtypes[place.group]:
+            part = part.astype(place.dtype)
         if place.generator is None:
             return part
         return jax.random.wrap_key_data(jnp.asarray(part), impl=place.generator)

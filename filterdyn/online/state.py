@@ -86,21 +86,20 @@ class StepResult:
     measurements as `innovation_cov`. The parts are NumPy arrays that cannot be written to.
     """
 
-    __slots__ = ("_found", "layout", "vectors")
+    __slots__ = ("_host", "layout", "vectors")
 
     def __init__(self, vectors: tuple[Any, ...], layout: Layout):
         self.vectors = vectors
         self.layout = layout
-        self._found: dict[str, Any] | None = None
+        self._host: Any = None
 
     def _part(self, name: str) -> Any:
+        if self._host is None:
+            self._host = on_host(self.vectors)
         place = self.layout.named.get(name)
         if place is not None:
-            vector = self.vectors[place.group]
-            return self.layout.leaf({place.group: on_host([vector])[0]}, place)
-        if self._found is None:
-            self._found = self.layout.unpack(on_host(self.vectors))
-        return self._found[name]
+            return self.layout.leaf(self._host, place)
+        return self.layout.unpack(self._host)[name]
 
     @property
     def mean(self) -> Float[Any, " dx"]:
