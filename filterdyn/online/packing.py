@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-
 _EXACT = frozenset({"bool", "int8", "uint8", "int16", "uint16", "int32", "uint32"})
 
 
