@@ -31,6 +31,7 @@ from filterdyn.filters import (
     GaussHermiteKalmanFilter,
     GaussianMixture,
     KalmanFilter,
+    LearnedGainFilter,
     LearnedNoiseFilter,
     ParallelGaussianFilter,
     ParallelKalmanFilter,
@@ -117,6 +118,7 @@ __all__ = [
     "ParticleFilter",
     "RaoBlackwellizedParticleFilter",
     "LearnedNoiseFilter",
+    "LearnedGainFilter",
     # what keeps an ensemble apart
     "GaspariCohn",
     "AdaptiveInflation",

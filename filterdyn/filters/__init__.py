@@ -8,6 +8,7 @@ from filterdyn.filters.extended import ExtendedKalmanFilter
 from filterdyn.filters.gauss_hermite import GaussHermiteKalmanFilter
 from filterdyn.filters.kalman import KalmanFilter
 from filterdyn.filters.learned import AbstractLearnedFilter
+from filterdyn.filters.learned_gain import LearnedGainFilter
 from filterdyn.filters.learned_noise import LearnedNoiseFilter
 from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
@@ -35,6 +36,7 @@ __all__ = [
     "GaussHermiteKalmanFilter",
     "GaussianMixture",
     "KalmanFilter",
+    "LearnedGainFilter",
     "LearnedNoiseFilter",
     "NoiseFactors",
     "ParallelGaussianFilter",

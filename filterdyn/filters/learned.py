@@ -20,7 +20,7 @@ from filterdyn.linalg import PSD, mm
 from filterdyn.model import StateSpaceModel
 
 #: No network moves the logarithm of a standard deviation, or an entry beside the diagonal, further.
-_REACH = 6.0
+REACH = 6.0
 
 _BASES = (
     KalmanFilter,
@@ -77,10 +77,15 @@ class NoiseModulation(eqx.Module):
         return eqx.tree_at(lambda m: m.elapsed, self, self.elapsed + gap)
 
 
-def triangular(entries: Float[Array, " k"], n: int) -> Float[Array, "n n"]:
+def bounded_by(reach: float, entries: Array) -> Array:
+    """Numbers within +- `reach`; near 0 they are what they were."""
+    return reach * jnp.tanh(entries / reach)
+
+
+def triangular(entries: Float[Array, " k"], n: int, reach: float = REACH) -> Float[Array, "n n"]:
     """The E of a `NoiseModulation`: log diagonal first, then what is below it row by row. Zeros give the
     identity."""
-    bounded = _REACH * jnp.tanh(entries / _REACH)
+    bounded = bounded_by(reach, entries)
     below = jnp.zeros((n, n), entries.dtype).at[np.tril_indices(n, -1)].set(bounded[n:])
     return below + jnp.diag(jnp.exp(bounded[:n]))
 
