@@ -53,11 +53,15 @@ from filterdyn.online import (
     Arrival,
     DropLate,
     EventStream,
+    ExportedFilter,
+    ExportedState,
     OnlineFilter,
     OnlineState,
     RejectLate,
     ReplayLate,
     StepResult,
+    export,
+    load_exported,
 )
 from filterdyn.outliers import Gate, HuberNoise, StudentTNoise
 from filterdyn.predictions import Predictions, free_run, predict
@@ -171,6 +175,10 @@ __all__ = [
     "DropLate",
     "RejectLate",
     "ReplayLate",
+    "export",
+    "load_exported",
+    "ExportedFilter",
+    "ExportedState",
     # how it runs
     "fused_loops",
     "FusedLoops",

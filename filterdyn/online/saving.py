@@ -17,7 +17,7 @@ from filterdyn.online.state import OnlineState
 _GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
-def arrays_of(state: OnlineState) -> dict[str, np.ndarray]:
+def arrays_of(state: Any) -> dict[str, np.ndarray]:
     """The leaves of a state, by name."""
     arrays = {"time": np.asarray(state.time, np.float64)}
     if state.input is not None:
@@ -49,6 +49,11 @@ def state_in(
     if generator not in (None, *_GENERATORS):
         reader.refuse(f"its generator of random numbers is {generator!r}")
     layout = _layout(init, generator)
+    return OnlineState(*parts_in(reader, layout), layout)
+
+
+def parts_in(reader: Reader, layout: Layout) -> tuple[Any, Any, tuple[Any, ...]]:
+    """The time, the input and the vectors of a state in a file."""
     vectors = tuple(
         jnp.asarray(reader.array(dtype, (size,), dtype))
         for dtype, size in zip(layout.dtypes, layout.sizes, strict=True)
@@ -57,4 +62,4 @@ def state_in(
     input = reader.array("input", None, layout.dtypes[0]) if reader.has("input") else None
     if not np.isfinite(time) or (input is not None and input.ndim != 1):
         reader.refuse("its time or its input is not one")
-    return OnlineState(time, input, vectors, layout)
+    return time, input, vectors

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -214,43 +215,60 @@ def test_sigterm_makes_a_last_snapshot_and_a_pipe_that_goes_on_is_taken_on(call,
     assert without_number(out + later) == without_number(whole)
 
 
-def killed(folder, checkpoint, output, source, rng, expected):
+#: Imports once, and then forks a process for each call of the command.
+FORKING = """
+import json, os, sys
+from filterdyn.streams.command import main
+
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(main(json.loads(line)))
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+def killed(parent, arguments, output, rng, expected):
     """Kill -9 at a random place in the output; was there still something to kill?"""
-    process = start(
-        folder,
-        checkpoint,
-        "--every",
-        50,
-        "--output",
-        output,
-        stdin=source,
-        stdout=subprocess.DEVNULL,
-    )
-    size = lambda: os.path.getsize(output) if output.exists() else 0
-    begun = time.monotonic()
+    size = lambda: output.stat().st_size if output.exists() else 0
     target = size() + rng.randrange(1, len(expected) // 12)
-    while process.poll() is None and size() <= target and time.monotonic() - begun < 60:
-        time.sleep(0.0002)
-    process.kill()
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
+    parent.stdin.write(json.dumps([*map(str, arguments)]) + "\n")
+    parent.stdin.flush()
+    pid, begun = int(parent.stdout.readline()), time.monotonic()
+    while size() <= target and time.monotonic() - begun < 60:
+        if select.select([parent.stdout], [], [], 0.0002)[0]:
+            break
+    else:
+        os.kill(pid, signal.SIGKILL)
+    return int(parent.stdout.readline()) == -signal.SIGKILL
 
 
 def outlives(call, folder, tmp_path, kills, count):
     (tmp_path / "events").write_text(lines(count))
     expected = call(tmp_path / "whole", "--input", tmp_path / "events")[1]
+    output = tmp_path / "out"
+    options = ("--input", tmp_path / "events", "--output", output, "--every", 50)
+    arguments = ("stream", "--model", "plant:online", "--checkpoint", tmp_path / "a", *options)
     rng, done = random.Random(0), 0
-    for _ in range(kills):
-        with (tmp_path / "events").open("rb") as source:
-            done += killed(folder, tmp_path / "a", tmp_path / "out", source, rng, expected)
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as parent:
+        for _ in range(kills):
+            done += killed(parent, arguments, output, rng, expected)
+        parent.stdin.close()
     assert done >= kills / 2
-    options = ("--every", 50, "--output", tmp_path / "out", "--input", tmp_path / "events")
     assert call(tmp_path / "a", *options)[0] == 0
-    assert (tmp_path / "out").read_bytes() == expected
+    assert output.read_bytes() == expected
 
 
 def test_an_output_is_the_same_to_the_byte_after_kill_9(call, folder, tmp_path):
-    outlives(call, folder, tmp_path, 1, 4000)
+    outlives(call, folder, tmp_path, 2, 3000)
 
 
 @pytest.mark.slow
