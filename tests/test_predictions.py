@@ -62,6 +62,7 @@ def test_a_free_run_sees_the_rows_of_the_burn_in_only():
     np.testing.assert_allclose(found.residuals[5:, 0], Y[5:] - found.mean[5:, 0])
 
 
+@pytest.mark.slow
 def test_an_ensemble_predicts_as_the_exact_filter():
     # 0.02 are four standard errors of the mean of 40,000 draws of spread one.
     ensemble = fd.EnsembleKalmanFilter(40_000)

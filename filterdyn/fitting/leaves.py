@@ -108,9 +108,49 @@ class Trained:
         values = [(i, jnp.asarray(self.leaves[i])) for i in self.indices]
         return [jnp.log(x) if i in self.positive else x for i, x in values]
 
-    def parts(self, parameters: list[Array]) -> tuple[StateSpaceModel, Any]:
-        """Model and filter with these numbers; every other leaf is the object that it was."""
-        leaves = list(self.leaves)
+    def parts(
+        self, parameters: list[Array], leaves: list[Any] | None = None
+    ) -> tuple[StateSpaceModel, Any]:
+        """Model and filter with these numbers; every other leaf is the object that it was, or that of
+        `leaves`, where not `None`."""
+        found = list(self.leaves)
+        if leaves is not None:
+            found = [a if b is None else b for a, b in zip(found, leaves, strict=True)]
         for i, x in zip(self.indices, parameters, strict=True):
-            leaves[i] = jnp.exp(x) if i in self.positive else x
-        return jax.tree.unflatten(self.structure, leaves)
+            found[i] = jnp.exp(x) if i in self.positive else x
+        return jax.tree.unflatten(self.structure, found)
+
+
+class Members:
+    """A batch of models beside each other, under one filter: what of them is trained, and the rest."""
+
+    def __init__(
+        self, models: StateSpaceModel, filter: Any, trainable: Pick | None, positive: Pick | None
+    ):
+        (self.count,) = models.batch_shape
+        self.first = self._member(models, 0)
+        self.trained = Trained(self.first, filter, trainable, positive)
+        for i in range(1, self.count):
+            Trained(self._member(models, i), filter, trainable, positive)  # (checks the others)
+        own, shared = jax.tree.leaves(models), jax.tree.leaves(filter)
+        spread = lambda x: jnp.broadcast_to(x, (self.count, *jnp.shape(x)))
+        self.leaves = [*own, *(spread(x) if eqx.is_array(x) else None for x in shared)]
+
+    @staticmethod
+    def _member(models: StateSpaceModel, i: int) -> StateSpaceModel:
+        return jax.tree.map(lambda x: x[i], models)
+
+    def start(self) -> list[Array]:
+        """The numbers that the models hold, with a leading axis."""
+        logs = self.trained.positive
+        values = [(i, jnp.asarray(self.leaves[i])) for i in self.trained.indices]
+        return [jnp.log(x) if i in logs else x for i, x in values]
+
+    def parts(self, parameters: list[Array]) -> tuple[StateSpaceModel, Any]:
+        """All models and filters with these numbers, with a leading axis."""
+        return self.trained.parts(parameters, self.leaves)
+
+    def member(self, parameters: list[Array], i: int) -> tuple[StateSpaceModel, Any]:
+        """One of them."""
+        own = [None if x is None else x[i] for x in self.leaves]
+        return self.trained.parts([x[i] for x in parameters], own)

@@ -1,66 +1,192 @@
 """What a fit makes small."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from filterdyn.filters import filter as follow
-from filterdyn.filters import log_likelihood
+from filterdyn.dynamics import Plan
+from filterdyn.filters import running, sampling_scan
+from filterdyn.filters.gate import gated
+from filterdyn.filters.rows import Row
+from filterdyn.filters.sampling import AbstractSamplingFilter
+from filterdyn.filters.scan import State, select, step
+from filterdyn.filters.stepping import AnyFilter
+from filterdyn.fitting.records import Part
 from filterdyn.model import StateSpaceModel
-from filterdyn.series import Series
+from filterdyn.predictions import predict_rows
+from filterdyn.status import Status
 
-Objective = Callable[[StateSpaceModel, Series, Any, Array | None, int], Float[Array, ""]]
+
+class Score(NamedTuple):
+    """What is small for a good model, and over how many numbers it is a sum."""
+
+    total: Float[Array, ""]
+    number: Float[Array, ""]
+
+
+class Setting(NamedTuple):
+    """How a record is gone through: rows that are not scored, rows ahead, rows a gradient reaches back."""
+
+    burn_in: int
+    ahead: int
+    truncation: int | None
+
+
+Objective = Callable[
+    [StateSpaceModel, Part, Plan, AnyFilter, Array | None, Setting],
+    Score,
+]
+
+
+def follow(
+    model: StateSpaceModel,
+    rows: Row,
+    plan: Plan,
+    filter: AnyFilter,
+    key: Array | None,
+    truncation: int | None,
+    keep: Callable[[Any], Any],
+) -> tuple[Float[Array, ""], Any]:
+    """The log-likelihood, and what `keep` keeps of the record of every row."""
+    if isinstance(filter, AbstractSamplingFilter):
+        assert key is not None
+        return sampling_scan.run(filter, model, rows, plan, key, keep)[1:]
+    if truncation is None:
+        return running.run(filter, model, rows, plan, keep)[1:]
+    table = model.dynamics.tabulate(plan)
+    start = State(filter.init(model, rows.observation.dtype), jnp.int32(Status.OK))
+
+    def one(state: State, at: tuple[Row, Array]) -> tuple[State, Any]:
+        row, cut = at
+        belief = select(cut, jax.lax.stop_gradient(state.belief), state.belief)
+        new, record = step(filter, model, table, State(belief, state.status), row)
+        return new, (record.log_likelihood, keep(record))
+
+    cuts = jnp.arange(len(rows.time)) % truncation == 0
+    first = jax.tree.map(lambda x: x[0], (rows, cuts))
+    guarded = gated(one, lambda out: out[0].status == Status.OK, start, first)
+    _, (terms, kept) = jax.lax.scan(jax.checkpoint(guarded, prevent_cse=False), start, (rows, cuts))
+    return terms.sum(), kept
+
+
+def _squares(errors: Float[Array, "T n"], burn_in: int, fine: Any) -> Score:
+    errors = errors[burn_in:]
+    missing = jnp.isnan(errors)
+    # (Twice, so that no derivative of what is missing is NaN.)
+    total = jnp.sum(jnp.where(missing, 0.0, jnp.where(missing, 0.0, errors) ** 2))
+    return Score(jnp.where(fine, total, jnp.inf), jnp.sum(~missing).astype(errors.dtype))
 
 
 def _likelihood(
-    model: StateSpaceModel, series: Series, filter: Any, key: Array | None, burn_in: int
-) -> Float[Array, ""]:
+    model: StateSpaceModel,
+    part: Part,
+    plan: Plan,
+    filter: AnyFilter,
+    key: Array | None,
+    setting: Setting,
+) -> Score:
     """-log p(y after the burn-in | the burn-in)."""
-    total = log_likelihood(model, series, filter, key=key)
-    if burn_in:
-        # Records are known numbers and stay so inside the compiled steps.
-        with jax.ensure_compile_time_eval():
-            start = series[:burn_in]
-        total = total - log_likelihood(model, start, filter, key=key)
-    return -total
-
-
-def _squares(errors: Float[Array, "T dy"], burn_in: int) -> Float[Array, ""]:
-    errors = errors[burn_in:]
-    missing = jnp.isnan(errors)
-    return jnp.sum(jnp.where(missing, 0.0, jnp.where(missing, 0.0, errors) ** 2))
+    keep = (lambda r: r.log_likelihood) if setting.burn_in else (lambda r: None)
+    found = follow(model, part.rows, plan, filter, key, setting.truncation, keep)
+    total = found[1][setting.burn_in :].sum() if setting.burn_in else found[0]
+    count = jnp.sum(~jnp.isnan(part.rows.observation[setting.burn_in :]))
+    return Score(-total, count.astype(total.dtype))
 
 
 def _prediction(
-    model: StateSpaceModel, series: Series, filter: Any, key: Array | None, burn_in: int
-) -> Float[Array, ""]:
-    """Squared errors of one-step predictions."""
-    result = follow(model, series, filter, key=key)
-    errors = jnp.where(jnp.isnan(series.observations), jnp.nan, result.innovations)
-    return jnp.where(result.status == 0, _squares(errors, burn_in), jnp.inf)
+    model: StateSpaceModel,
+    part: Part,
+    plan: Plan,
+    filter: AnyFilter,
+    key: Array | None,
+    setting: Setting,
+) -> Score:
+    """Squared errors of predictions one or more rows ahead."""
+    y = part.rows.observation
+    if setting.ahead > 1:
+        mean, _, statuses = predict_rows(model, part.rows, plan, filter, key, setting.ahead)
+        errors = jnp.where(jnp.isnan(y), jnp.nan, y - mean)
+        return _squares(errors, max(setting.burn_in, setting.ahead), (statuses == 0).all())
+    keep = lambda r: (r.innovation, r.status)
+    found = follow(model, part.rows, plan, filter, key, setting.truncation, keep)[1]
+    errors = jnp.where(jnp.isnan(y), jnp.nan, found[0])
+    return _squares(errors, setting.burn_in, (found[1] == 0).all())
+
+
+def observed_mean(
+    model: StateSpaceModel, rows: Row, states: Float[Array, "T dx"]
+) -> Float[Array, "T dy"]:
+    """What the sensors would show in the mean, state by state."""
+    in_axes = (0, 0, None if rows.input is None else 0)
+    show = lambda t, x, u: model.observation.distribution(t, x, u).mean
+    return jax.vmap(show, in_axes)(rows.time, states, rows.input)
 
 
 def _simulation(
-    model: StateSpaceModel, series: Series, filter: Any, key: Array | None, burn_in: int
-) -> Float[Array, ""]:
+    model: StateSpaceModel,
+    part: Part,
+    plan: Plan,
+    filter: AnyFilter,
+    key: Array | None,
+    setting: Setting,
+) -> Score:
     """Squared errors of a run that sees the measurements of the burn-in only."""
-    with jax.ensure_compile_time_eval():
-        hidden = series.observations.at[burn_in:].set(jnp.nan)
-        free = eqx.tree_at(lambda s: s.observations, series, hidden)
-    result = follow(model, free, filter, key=key)
-    times = jnp.asarray(series.times, result.mean.dtype)
-    in_axes = (0, 0, None if series.inputs is None else 0)
-    seen = jax.vmap(lambda t, x, u: model.observation.distribution(t, x, u).mean, in_axes)
-    errors = series.observations - seen(times, result.mean, series.inputs)
-    return jnp.where(result.status == 0, _squares(errors, burn_in), jnp.inf)
+    y = part.rows.observation
+    rows = part.rows._replace(observation=y.at[setting.burn_in :].set(jnp.nan))
+    blind = Plan(plan.rows, plan.gaps, plan.most)
+    keep = lambda r: (r.filtered.mean, r.status)
+    mean, statuses = follow(model, rows, blind, filter, key, setting.truncation, keep)[1]
+    errors = jnp.where(jnp.isnan(y), jnp.nan, y - observed_mean(model, rows, mean))
+    return _squares(errors, setting.burn_in, (statuses == 0).all())
+
+
+def _states(
+    model: StateSpaceModel,
+    part: Part,
+    plan: Plan,
+    filter: AnyFilter,
+    key: Array | None,
+    setting: Setting,
+) -> Score:
+    """Squared errors of the filtered mean, where the state is known."""
+    assert part.states is not None
+    keep = lambda r: (r.filtered.mean, r.status)
+    mean, statuses = follow(model, part.rows, plan, filter, key, setting.truncation, keep)[1]
+    errors = jnp.where(jnp.isnan(part.states), jnp.nan, part.states - mean)
+    return _squares(errors, setting.burn_in, (statuses == 0).all())
 
 
 OBJECTIVES: dict[str, Objective] = {
     "likelihood": _likelihood,
     "prediction": _prediction,
     "simulation": _simulation,
+    "states": _states,
 }
+
+
+def over_all(
+    objective: Objective,
+    model: StateSpaceModel,
+    parts: Part,
+    plan: Plan,
+    filter: AnyFilter,
+    key: Array | None,
+    setting: Setting,
+) -> Score:
+    """The sum over parts (B, T, ...)."""
+    count = parts.rows.time.shape[0]
+    if count == 1:
+        one = jax.tree.map(lambda x: x[0], parts)
+        draw = None if key is None else jax.random.fold_in(key, 0)
+        return objective(model, one, plan, filter, draw, setting)
+    # (What has been made shorter, or was drawn, may miss anything.)
+    plan = Plan(plan.rows, plan.gaps, plan.most)
+    draws = None
+    if key is not None:
+        draws = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+    each = lambda part, draw: objective(model, part, plan, filter, draw, setting)
+    found = jax.vmap(each, (0, None if draws is None else 0))(parts, draws)
+    return Score(found.total.sum(), found.number.sum())

@@ -25,13 +25,16 @@ class FitState(eqx.Module):
 class FitResult(eqx.Module):
     """A fitted model and how it was found.
 
-    - `model`: the best one: of the lowest validation loss, without `validation` of the lowest loss;
+    - `model`: the best one: of the lowest validation loss; without `validation` of the lowest loss, or the
+      last one if windows were drawn, whose losses do not compare. Of a batch of models the best of all;
     - `filter`: the filter, that of a `LearnedNoiseFilter` or `LearnedGainFilter` with its trained network;
     - `losses` (steps,): before each step, of a measurement; NaN where it was not finite and the step
       was skipped;
     - `validation_losses` (checks,): of a measurement, after every chunk; `None` without `validation`;
     - `skipped`: how many steps were; `stopped_early`: did the validation loss stop falling?
-    - `state`: what `fd.fit(..., resume=result)` goes on from.
+    - `state`: what `fd.fit(..., resume=result)` goes on from;
+    - `models`, `best`: of a batch of S models all of them, and which is the best; else `None` and 0. Then
+      losses have a leading axis S.
     """
 
     model: StateSpaceModel
@@ -41,3 +44,5 @@ class FitResult(eqx.Module):
     skipped: int
     stopped_early: bool
     state: FitState
+    models: StateSpaceModel | None = None
+    best: int = 0

@@ -11,31 +11,24 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from filterdyn._checks import check_count, check_key
-from filterdyn.filters.verbs import check_is_filter, check_is_model
-from filterdyn.fitting.leaves import Pick, Trained
-from filterdyn.fitting.objectives import OBJECTIVES
+from filterdyn.filters.verbs import check_model
+from filterdyn.fitting.leaves import Members, Pick, Trained
+from filterdyn.fitting.objectives import OBJECTIVES, Setting, over_all
+from filterdyn.fitting.progress import Progress
+from filterdyn.fitting.records import (
+    Part,
+    experiments_of,
+    lay_out,
+    stacked,
+    states_of,
+    windows_of,
+)
 from filterdyn.fitting.results import FitResult, FitState
+from filterdyn.fitting.settings import check_settings
+from filterdyn.fitting.shooting import segments_of, shooting_loss
+from filterdyn.fitting.steps import begin, stepper
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import Series
-
-
-def _experiments(name: str, series: Any, burn_in: int) -> list[Series]:
-    found = [series] if isinstance(series, Series) else list(series)
-    if not found:
-        raise ValueError(f"fit: `{name}` is empty; expected at least one fd.Series")
-    for one in found:
-        if not isinstance(one, Series) or one.times.ndim != 1:
-            what = "a batch" if isinstance(one, Series) else type(one).__name__
-            raise TypeError(f"fit: `{name}` holds {what}; expected fd.Series, or a list of them")
-        if len(one) <= burn_in:
-            raise ValueError(
-                f"fit: `burn_in` is {burn_in} but a series in `{name}` has {len(one)} rows; expected "
-                "fewer"
-            )
-        if np.isnan(np.asarray(one.observations[burn_in:])).all():
-            raise ValueError(f"fit: a series in `{name}` has no measurement after the burn-in")
-    return found
 
 
 def fit(
@@ -49,35 +42,53 @@ def fit(
     trainable: Pick | None = None,
     positive: Pick | None = None,
     log_prior: Callable[[StateSpaceModel], Array] | None = None,
-    objective: Literal["likelihood", "prediction", "simulation"] = "likelihood",
+    objective: Literal["likelihood", "prediction", "simulation", "states"] = "likelihood",
+    ahead: int = 1,
+    states: Any = None,
     burn_in: int = 0,
+    window: int | None = None,
+    batch: int = 16,
+    truncation: int | None = None,
+    shooting: int | None = None,
+    continuity: float = 1.0,
     clip: float | None = None,
     validation: Series | Sequence[Series] | None = None,
+    validation_states: Any = None,
     chunk: int = 50,
     patience: int | None = None,
     resume: FitResult | None = None,
+    progress: bool = False,
 ) -> FitResult:
     """Train what the model holds on one series, or on several.
 
     **Arguments:**
 
     - `model`, `series`, `filter`: what, on which records (a list may hold several experiments, of
-      different lengths; windows of one record are `series[i:j]`), and through which filter;
+      different lengths), and through which filter. A batch of models, `equinox.filter_vmap(make)(keys)`, is
+      trained side by side, each from where it starts;
     - `optimizer`: of Optax, `optax.lbfgs()` too; `steps`: how many;
-    - `key`: a JAX random key, for filters that sample; every step draws anew;
+    - `key`: a JAX random key, for filters that sample and for windows; every step draws anew;
     - `trainable`: a function of the model that picks leaves, such as
       `lambda m: (m.dynamics.drift.value, m.observation.R)`. By default all numbers inside the functions of
       the dynamics and of the observation, but for `fields.Normalization`; others stay to the bit. The
       network of a learned filter is trained with them (and alone, where `trainable` picks nothing);
     - `positive`: picks leaves that are trained too, by their logarithms;
     - `log_prior(model)`: added to the log-likelihood, for a maximum a posteriori;
-    - `objective`: `"likelihood"` of the filter, or squared errors of one-step `"prediction"`, or of a free
-      `"simulation"` that sees the rows of the burn-in only;
-    - `burn_in`: rows at the start of each series that inform the state and are not scored;
+    - `objective`: the `"likelihood"` of the filter, or squared errors: of `"prediction"`, `ahead` rows
+      ahead, of a free `"simulation"` that sees the rows of the burn-in only, or of the filtered `"states"`
+      where `states` (T, dx), one array a series, are known (NaN where not);
+    - `burn_in`: rows at the start of each series (or window) that inform the state and are not scored;
+    - `window`: each step looks at `batch` windows of so many rows after a burn-in, drawn at random. The
+      model's `initial` is then what is known of the state at the start of any window;
+    - `truncation`: a gradient forgets what is more than so many rows ago (filters that sample have a
+      `truncation` of their own);
+    - `shooting`: `"simulation"` by multiple shooting: segments of so many rows start from states that are
+      trained with the model, and gaps between them cost `continuity` times their square;
     - `clip`: the largest norm of a gradient;
     - `validation`: series of which the objective is looked at after every `chunk` steps (the steps of a
       chunk are one compiled scan); with `patience`, training stops after so many looks without progress;
-    - `resume`: a `FitResult` of the same model and settings to go on from.
+    - `resume`: a `FitResult` of the same model and settings to go on from;
+    - `progress`: say on standard error how far it is.
 
     Where the loss or its gradient is not finite nothing is learnt: the parameters go half way back to the
     last ones that were fine, and the step is counted in `FitResult.skipped` and warned of.
@@ -87,141 +98,187 @@ def fit(
     **Raises:** `ValueError` if the loss is not finite at the start, and for settings out of range;
     `TypeError` for arguments of another kind.
     """
-    check_is_model("fit", model)
-    check_is_filter("fit", filter)
-    steps, chunk = check_count("fit", "steps", steps), check_count("fit", "chunk", chunk)
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(
-            f"fit: `optimizer` is {type(optimizer).__name__}; expected one of Optax, such as "
-            "optax.adam(1e-2)"
-        )
-    if objective not in OBJECTIVES:
-        raise ValueError(f"fit: `objective` is {objective!r}; expected one of {list(OBJECTIVES)}")
-    if key is not None:
-        check_key("fit", key)
-    if isinstance(burn_in, bool) or not isinstance(burn_in, int) or burn_in < 0:
-        raise ValueError(f"fit: `burn_in` is {burn_in!r}; expected an integer >= 0")
+    check_settings(
+        model=model,
+        filter=filter,
+        optimizer=optimizer,
+        steps=steps,
+        key=key,
+        objective=objective,
+        ahead=ahead,
+        states=states,
+        burn_in=burn_in,
+        window=window,
+        batch=batch,
+        truncation=truncation,
+        shooting=shooting,
+        continuity=continuity,
+        clip=clip,
+        validation=validation,
+        validation_states=validation_states,
+        chunk=chunk,
+        patience=patience,
+        resume=resume,
+    )
     if clip is not None:
-        if not clip > 0:
-            raise ValueError(f"fit: `clip` is {clip!r}; expected a positive number")
         optimizer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
-    if patience is not None:
-        check_count("fit", "patience", patience)
-        if validation is None:
-            raise ValueError("fit: `patience` is given without `validation`; expected both")
-    experiments = _experiments("series", series, burn_in)
-    held_out = None if validation is None else _experiments("validation", validation, burn_in)
-    trained, rule = (
-        Trained(model, filter, trainable, positive),
-        optax.with_extra_args_support(optimizer),
-    )
+    rule = optax.with_extra_args_support(optimizer)
+    many = model.batch_shape != ()
+    members = Members(model, filter, trainable, positive) if many else None
+    trained = members.trained if members else Trained(model, filter, trainable, positive)
+    first = members.first if members else model
+    score, setting = OBJECTIVES[objective], Setting(burn_in, ahead, truncation)
 
-    def mean_loss(parameters: list[Array], records: list[Series], key: Array | None) -> Array:
-        candidate, through = trained.parts(parameters)
-        losses = [
-            OBJECTIVES[objective](
-                candidate,
-                one,
-                through,
-                None if key is None else jax.random.fold_in(key, i),
-                burn_in,
-            )
-            for i, one in enumerate(records)
-        ]
-        total = jnp.stack(losses).sum()
-        if log_prior is not None and records is experiments:
-            total = total - log_prior(candidate)
-        return total / sum(
-            int((~np.isnan(np.asarray(r.observations)[burn_in:])).sum()) for r in records
+    def laid_out(name: str, series: Any, states: Any, known_as: str) -> tuple[list[Part], Any]:
+        least = max(burn_in, ahead if objective == "prediction" and ahead > 1 else 0)
+        experiments = experiments_of(name, series, least)
+        if objective == "states":
+            states = states_of(known_as, states, experiments, first.dx)
+        parts, plan = lay_out(first, experiments, states)
+        check_model("fit", first, parts[0].rows)
+        return parts, plan
+
+    parts, plan = laid_out("series", series, states, "states")
+    length = None if window is None else burn_in + window
+    size = sum(_numbers(part, burn_in) for part in parts)
+    free: list[Array] = []  # what is trained and is no part of the model
+    data: Any
+    if shooting is not None:
+        starts = (
+            [first]
+            if members is None
+            else [members.member(members.start(), i)[0] for i in range(members.count)]
         )
-
-    def one_step(state: FitState, _: None) -> tuple[FitState, Array]:
-        draw = None if key is None else jax.random.fold_in(state.key, state.step)
-        loss_of = lambda p: mean_loss(p, experiments, draw)
-        value, slope = jax.value_and_grad(loss_of)(state.parameters)
-        fine = jnp.isfinite(value)
-        for leaf in slope:
-            fine &= jnp.isfinite(leaf).all()
-        update, optimizer_state = rule.update(
-            slope, state.optimizer, state.parameters, value=value, grad=slope, value_fn=loss_of
-        )
-        moved = optax.apply_updates(state.parameters, update)
-        choose = lambda new, old: jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
-        back = [a + 0.5 * (b - a) for a, b in zip(state.fine, state.parameters, strict=True)]
-        # What is halfway between a fine number and NaN is fine again.
-        back = [jnp.where(jnp.isfinite(b), b, a) for a, b in zip(state.fine, back, strict=True)]
-        better = fine & (value < state.best_loss) if held_out is None else jnp.array(False)
-        best = [jnp.where(better, a, b) for a, b in zip(state.parameters, state.best, strict=True)]
-        new = FitState(
-            choose(moved, back),
-            choose(state.parameters, state.fine),
-            best,
-            jnp.where(better, value, state.best_loss),
-            choose(optimizer_state, state.optimizer),
-            state.key,
-            state.step + 1,
-            state.skipped + ~fine,
-        )
-        return new, jnp.where(fine, value, jnp.nan)
-
-    @eqx.filter_jit
-    def advance(state: FitState, length: int) -> tuple[FitState, Array]:
-        return jax.lax.scan(one_step, state, None, length=length)
-
-    @eqx.filter_jit
-    def look(parameters: list[Array]) -> Array:
-        assert held_out is not None
-        draw = None if key is None else jax.random.fold_in(key, 0)
-        return mean_loss(parameters, held_out, draw)
-
-    if resume is None:
-        start = trained.start()
-        nothing = jax.random.key(0) if key is None else key
-        infinite = jnp.asarray(jnp.inf, model.dtype(experiments[0].observations))
-        zero = jnp.int32(0)
-        state = FitState(start, start, start, infinite, rule.init(start), nothing, zero, zero)
+        found = [segments_of(one, parts, plan, filter, shooting) for one in starts]
+        data, free = found[0][0], [x[1] for x in found]
+        free = [free[0] if members is None else jnp.stack(free)]
+    elif length is not None:
+        data = windows_of(parts, length)
     else:
-        if not isinstance(resume, FitResult):
-            raise TypeError(f"fit: `resume` is {type(resume).__name__}; expected a FitResult")
+        data = stacked(parts)
+
+    def loss(parameters: list[Array], known: Any, draw: Array) -> Array:
+        own, (data, plan) = known
+        candidate, through = trained.parts(parameters[: len(trained.indices)], own)
+        if shooting is not None:
+            value = shooting_loss(candidate, data, parameters[-1], plan, through, continuity)
+        else:
+            some, noise = data, None if key is None else draw
+            if length is not None:
+                drawn, noise = jax.random.split(draw)
+                some = data.draw(drawn, batch, length)
+            total, count = over_all(score, candidate, some, plan, through, noise, setting)
+            value = total / count
+        return value if log_prior is None else value - log_prior(candidate) / size
+
+    advance = stepper(loss, rule, validation is None and length is None, many)
+    look = None
+    if validation is not None:
+        held_out = laid_out("validation", validation, validation_states, "validation_states")
+        shown = (stacked(held_out[0]), held_out[1])
+
+        @eqx.filter_jit
+        def look(parameters: list[Array], own: Any) -> Array:
+            def one(parameters: list[Array], own: Any) -> Array:
+                candidate, through = trained.parts(parameters[: len(trained.indices)], own)
+                draw = None if key is None else jax.random.fold_in(key, 0)
+                found = over_all(score, candidate, shown[0], shown[1], through, draw, setting)
+                return found.total / found.number
+
+            return jax.vmap(one)(parameters, own) if many else one(parameters, own)
+
+    own = members.leaves if members else None
+    if resume is not None:
         state = resume.state
-    losses: list[np.ndarray] = [] if resume is None else [resume.losses]
-    looks = (
-        [] if resume is None or resume.validation_losses is None else [*resume.validation_losses]
+    else:
+        start = [*(members.start() if members else trained.start()), *free]
+        seed = jax.random.key(0) if key is None else key
+        dtype = first.dtype(parts[0].rows.observation)
+        if members is None:
+            state = begin(start, rule, seed, dtype)
+        else:
+            seeds = jax.vmap(lambda i: jax.random.fold_in(seed, i))(jnp.arange(members.count))
+            state = jax.vmap(lambda start, seed: begin(start, rule, seed, dtype))(start, seeds)
+    state, losses, looks, stopped, done = _run(
+        advance, look, state, own, (data, plan), steps, chunk, patience, resume, progress
     )
-    before, done, stopped = int(state.skipped), 0, False
-    while done < steps and not stopped:
-        length = min(chunk, steps - done)
-        state, found = advance(state, length)
-        losses.append(np.asarray(found))
-        done += length
-        if resume is None and done == length and np.isnan(losses[0][0]):
-            raise ValueError(
-                "fit: the loss, or its gradient, is not finite at the start; expected a `model` under "
-                "which fd.log_likelihood of every series is finite"
-            )
-        if held_out is not None:
-            value = look(state.parameters)
-            looks.append(float(value))
-            if bool(value < state.best_loss):
-                state = eqx.tree_at(
-                    lambda s: (s.best, s.best_loss), state, (state.parameters, value)
-                )
-            elif patience is not None:
-                stopped = len(looks) - 1 - int(np.nanargmin(looks)) >= patience
-    skipped = int(state.skipped)
+    before = 0 if resume is None else resume.skipped
+    skipped = int(np.sum(np.asarray(state.skipped)))
     if skipped > before:
         warnings.warn(
             f"fit: {skipped - before} of {done} steps were skipped because the loss or its gradient was "
             "not finite; a smaller step size or `clip` may help",
             stacklevel=2,
         )
-    fitted, through = trained.parts(state.best)
-    return FitResult(
-        fitted,
-        through,
-        np.concatenate(losses),
-        None if held_out is None else np.asarray(looks),
-        skipped,
-        stopped,
-        state,
+    keeps = state.best if validation is not None or length is None else state.parameters
+    keeps = keeps[: len(trained.indices)]
+    if members is None:
+        fitted, through = trained.parts(keeps)
+        return FitResult(fitted, through, losses, looks, skipped, stopped, state)
+    final = np.asarray(state.best_loss)
+    if not np.isfinite(final).any():
+        final = losses[:, -max(1, losses.shape[1] // 10) :].mean(axis=1)
+    best = int(np.nanargmin(final))
+    fitted, through = members.member(keeps, best)
+    models = members.parts(keeps)[0]
+    return FitResult(fitted, through, losses, looks, skipped, stopped, state, models, best)
+
+
+def _numbers(part: Part, burn_in: int) -> int:
+    """How many numbers of a record are scored."""
+    known = part.rows.observation if part.states is None else part.states
+    return int((~np.isnan(np.asarray(known)[burn_in:])).sum())
+
+
+def _run(
+    advance: Callable[..., tuple[FitState, Array]],
+    look: Any,
+    state: FitState,
+    own: Any,
+    shared: Any,
+    steps: int,
+    chunk: int,
+    patience: int | None,
+    resume: FitResult | None,
+    progress: bool,
+) -> tuple[FitState, np.ndarray, np.ndarray | None, bool, int]:
+    """Chunks of steps until all are done, or the validation loss has not fallen for long enough."""
+    losses = [] if resume is None else [resume.losses]
+    looks: list[np.ndarray] = []
+    if resume is not None and resume.validation_losses is not None:
+        looks = list(np.moveaxis(resume.validation_losses, -1, 0))
+    bar, done, stopped = Progress(steps, progress), 0, False
+    while done < steps and not stopped:
+        length = min(chunk, steps - done)
+        state, found = advance(state, own, shared, length)
+        losses.append(np.asarray(found))
+        done += length
+        if resume is None and done == length and np.isnan(losses[0][..., 0]).all():
+            raise ValueError(
+                "fit: the loss, or its gradient, is not finite at the start; expected a `model` under "
+                "which fd.log_likelihood of every series is finite"
+            )
+        if look is not None:
+            value = look(state.parameters, own)
+            looks.append(np.asarray(value))
+            state = _keep(state, value)
+            if patience is not None:
+                past = np.where(np.isnan(looks), np.inf, looks)
+                stopped = bool((len(looks) - 1 - past.argmin(axis=0) >= patience).all())
+        said = None if look is None else float(np.nanmin(looks[-1]))
+        bar.tell(done if not stopped else steps, float(np.min(losses[-1][..., -1])), said)
+    joined = np.concatenate(losses, axis=-1)
+    return state, joined, None if look is None else np.stack(looks, axis=-1), stopped, done
+
+
+def _keep(state: FitState, value: Array) -> FitState:
+    """The parameters as the best ones, where the validation loss is lower than ever."""
+    better = value < state.best_loss
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(better.reshape(*better.shape, *[1] * (new.ndim - better.ndim)), new, old)
+
+    best = [choose(a, b) for a, b in zip(state.parameters, state.best, strict=True)]
+    return eqx.tree_at(
+        lambda s: (s.best, s.best_loss), state, (best, choose(value, state.best_loss))
     )
