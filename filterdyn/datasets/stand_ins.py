@@ -27,10 +27,10 @@ def simulated_emps(rows: int = 6_000) -> list[Pair]:
         wanted = 0.12 * (1 - np.cos(2 * np.pi * t / 3.0))
         speed = 0.12 * 2 * np.pi / 3.0 * np.sin(2 * np.pi * t / 3.0)
         extra = pulse * (np.arange(rows) // 250 % 2)
-        friction = 0.3 * np.sqrt(step) * rng.normal(size=rows) / step
+        friction = 0.1 * np.sqrt(step) * rng.normal(size=rows) / step
         x, force, position = np.zeros(2), np.zeros(rows), np.zeros(rows)
         for k in range(rows):
-            position[k] = x[0] + 1e-6 * rng.normal()
+            position[k] = x[0] + 2e-8 * rng.normal()
             force[k] = 6e4 * (wanted[k] - x[0]) + 3e3 * (speed[k] - x[1]) + extra[k]
 
             def field(x: np.ndarray, u: float, noise: float = friction[k]) -> np.ndarray:
