@@ -12,7 +12,7 @@ from filterdyn._checks import batch_hint
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics.base import AbstractDynamics, Interval
 from filterdyn.dynamics.noise import standard_normals
-from filterdyn.linalg import mv
+from filterdyn.linalg import by_columns
 from filterdyn.linearization import AbstractLinearization, Affine
 from filterdyn.moments import bare, conditional_moments
 from filterdyn.status import Status
@@ -106,5 +106,5 @@ def _reparameterized(d: dist.Distribution, noise: Float[Array, " dx"]) -> Array 
     if isinstance(inner, dist.Normal):
         return inner.loc + inner.scale * noise
     if isinstance(inner, dist.MultivariateNormal):
-        return inner.loc + mv(inner.scale_tril, noise)
+        return inner.loc + by_columns(inner.scale_tril, noise)
     return None

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from filterdyn.dynamics.noise import standard_normals
-from filterdyn.linalg import PSD, mv
+from filterdyn.linalg import PSD, by_columns, mv
 from filterdyn.linalg.cholesky import cholesky
 from filterdyn.linalg.products import SMALL
 
@@ -15,7 +15,7 @@ from filterdyn.linalg.products import SMALL
 def rows_through(a: Float[Array, "m n"], x: Float[Array, "N n"]) -> Float[Array, "N m"]:
     """A x for every row of x."""
     if max(a.shape) <= SMALL:
-        return jax.vmap(lambda row: mv(a, row))(x)
+        return jax.vmap(lambda row: by_columns(a, row))(x)
     return jnp.matmul(x, a.T, precision="highest")
 
 

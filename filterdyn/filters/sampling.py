@@ -96,7 +96,10 @@ def propagate(
     to the bit, with derivative 1."""
 
     def move(x: Array, interval: Interval) -> tuple[Array, Array]:
-        return model.dynamics.sample_many(key, x, interval).astype(x.dtype), interval.gap > 0
+        moves = interval.gap > 0
+        # (The conditional also keeps XLA from drawing anew wherever the draw is used.)
+        drawn = lambda: model.dynamics.sample_many(key, x, interval).astype(x.dtype)
+        return jax.lax.cond(moves, drawn, lambda: x), moves
 
     # Where nothing moves the draw is not used, and its derivative may be NaN all the same.
     table = interval.table

@@ -10,7 +10,7 @@ from filterdyn.linalg.condition import (
 )
 from filterdyn.linalg.conditioned import Conditioned
 from filterdyn.linalg.discretize import Discretized, discretize
-from filterdyn.linalg.products import FUSED, mm, mv, times
+from filterdyn.linalg.products import FUSED, by_columns, mm, mv, times
 from filterdyn.linalg.psd import PSD, DiffusePart, congruence, factor_of
 from filterdyn.linalg.regression import Regression, regress
 from filterdyn.linalg.robust import condition_robustly
@@ -28,6 +28,7 @@ __all__ = [
     "Known",
     "Regression",
     "accurately",
+    "by_columns",
     "condition",
     "condition_given",
     "condition_robustly",

@@ -1,5 +1,8 @@
 """Products of small matrices, written so that XLA fuses them into the loop around them."""
 
+import functools
+import operator
+
 import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float
@@ -22,6 +25,14 @@ def mv(a: Float[Array, "n k"], x: Float[Array, " k"]) -> Float[Array, " n"]:
     if max(a.shape) <= SMALL:
         return (a * x).sum(1)
     return jnp.matmul(a, x, precision=Precision.HIGHEST)
+
+
+def by_columns(a: Float[Array, "n k"], x: Float[Array, " k"]) -> Float[Array, " n"]:
+    """Matrix times vector as a sum of columns: under `vmap` over many x XLA vectorises it along those,
+    which it does not for a sum over an axis."""
+    if max(a.shape) > SMALL:
+        return mv(a, x)
+    return functools.reduce(operator.add, [a[:, k] * x[k] for k in range(a.shape[1])])
 
 
 def along(h: Float[Array, " n"], x: Float[Array, "n *S"]) -> Float[Array, "*S"]:

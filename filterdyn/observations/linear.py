@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from filterdyn._callables import Held
 from filterdyn._checks import check_shape
 from filterdyn.beliefs import Gaussian
-from filterdyn.linalg import mv
+from filterdyn.linalg import by_columns, mv
 from filterdyn.linearization import AbstractLinearization
 from filterdyn.observations.additive import (
     additive,
@@ -69,7 +69,7 @@ class LinearObservation(AbstractObservation):
 
     def distribution(self, t: Any, x: Float[Array, " dx"], u: Any) -> dist.Distribution:
         h, offset = self._parts(t, u)
-        mean = mv(h, x) + offset
+        mean = by_columns(h, x) + offset
         return gaussian(mean, noise_at("LinearObservation", self.R, t, h.shape[0]))
 
     def linearize(
