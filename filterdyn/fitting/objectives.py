@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from filterdyn.dynamics import Plan
+from filterdyn.dynamics.gaussian import log_density_of
 from filterdyn.filters import running, sampling_scan
 from filterdyn.filters.gate import gated
 from filterdyn.filters.rows import Row
@@ -159,11 +160,32 @@ def _states(
     return _squares(errors, setting.burn_in, (statuses == 0).all())
 
 
+def _state_likelihood(
+    model: StateSpaceModel,
+    part: Part,
+    plan: Plan,
+    filter: AnyFilter,
+    key: Array | None,
+    setting: Setting,
+) -> Score:
+    """-log density of the states under the filtered beliefs, in the rows where all of them are known."""
+    assert part.states is not None
+    keep = lambda r: (r.filtered.mean, r.filtered.spread, r.status)
+    found = follow(model, part.rows, plan, filter, key, setting.truncation, keep)[1]
+    errors = part.states - found[0]
+    known = ~jnp.isnan(part.states).any(-1) & (jnp.arange(len(errors)) >= setting.burn_in)
+    terms = jax.vmap(log_density_of)(jnp.where(known[:, None], errors, 0.0), found[1])
+    total = -jnp.sum(jnp.where(known, terms, 0.0))
+    fine = (found[2] == 0).all()
+    return Score(jnp.where(fine, total, jnp.inf), known.sum().astype(total.dtype) * errors.shape[1])
+
+
 OBJECTIVES: dict[str, Objective] = {
     "likelihood": _likelihood,
     "prediction": _prediction,
     "simulation": _simulation,
     "states": _states,
+    "state_likelihood": _state_likelihood,
 }
 
 

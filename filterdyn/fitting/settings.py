@@ -11,6 +11,9 @@ from filterdyn.filters.verbs import check_is_filter, check_is_model
 from filterdyn.fitting.objectives import OBJECTIVES
 from filterdyn.fitting.results import FitResult
 
+#: Objectives that need true states.
+OF_STATES = ("states", "state_likelihood")
+
 
 def check_settings(
     *,
@@ -70,18 +73,24 @@ def check_settings(
         )
     if resume is not None and not isinstance(resume, FitResult):
         raise TypeError(f"fit: `resume` is {type(resume).__name__}; expected a FitResult")
+    of_states = objective in OF_STATES
     _check_pairs(
         {
             "patience": (patience, "validation", validation is not None),
             "window": (window, "key", key is not None),
-            "states": (states, 'objective="states"', objective == "states"),
+            "states": (states, 'objective="states" or "state_likelihood"', of_states),
             "shooting": (shooting, 'objective="simulation"', objective == "simulation"),
         }
     )
-    if objective == "states" and states is None:
-        raise ValueError('fit: `states` is missing; objective="states" needs the true ones')
-    if objective == "states" and (validation is None) != (validation_states is None):
+    if of_states and states is None:
+        raise ValueError(f'fit: `states` is missing; objective="{objective}" needs the true ones')
+    if of_states and (validation is None) != (validation_states is None):
         raise ValueError("fit: expected both `validation` and `validation_states`, or neither")
+    if objective == "state_likelihood" and isinstance(filter, AbstractSamplingFilter):
+        raise ValueError(
+            f'fit: objective="state_likelihood" needs Gaussian beliefs, which {type(filter).__name__} has '
+            'not; expected a Gaussian or a learned filter, or objective="states"'
+        )
     if ahead > 1 and objective != "prediction":
         raise ValueError(f"fit: `ahead` is {ahead} with objective={objective!r}; expected 1")
     _check_exclusions(filter, ahead, burn_in, window, truncation, shooting)

@@ -24,7 +24,7 @@ from filterdyn.fitting.records import (
     windows_of,
 )
 from filterdyn.fitting.results import FitResult, FitState
-from filterdyn.fitting.settings import check_settings
+from filterdyn.fitting.settings import OF_STATES, check_settings
 from filterdyn.fitting.shooting import segments_of, shooting_loss
 from filterdyn.fitting.steps import begin, stepper
 from filterdyn.model import StateSpaceModel
@@ -42,7 +42,9 @@ def fit(
     trainable: Pick | None = None,
     positive: Pick | None = None,
     log_prior: Callable[[StateSpaceModel], Array] | None = None,
-    objective: Literal["likelihood", "prediction", "simulation", "states"] = "likelihood",
+    objective: Literal[
+        "likelihood", "prediction", "simulation", "states", "state_likelihood"
+    ] = "likelihood",
     ahead: int = 1,
     states: Any = None,
     burn_in: int = 0,
@@ -76,7 +78,8 @@ def fit(
     - `log_prior(model)`: added to the log-likelihood, for a maximum a posteriori;
     - `objective`: the `"likelihood"` of the filter, or squared errors: of `"prediction"`, `ahead` rows
       ahead, of a free `"simulation"` that sees the rows of the burn-in only, or of the filtered `"states"`
-      where `states` (T, dx), one array a series, are known (NaN where not);
+      where `states` (T, dx), one array a series, are known (NaN where not); or `"state_likelihood"`, the
+      density of these states under the filtered Gaussian beliefs (in rows where all are known);
     - `burn_in`: rows at the start of each series (or window) that inform the state and are not scored;
     - `window`: each step looks at `batch` windows of so many rows after a burn-in, drawn at random. The
       model's `initial` is then what is known of the state at the start of any window;
@@ -132,7 +135,7 @@ def fit(
     def laid_out(name: str, series: Any, states: Any, known_as: str) -> tuple[list[Part], Any]:
         least = max(burn_in, ahead if objective == "prediction" and ahead > 1 else 0)
         experiments = experiments_of(name, series, least)
-        if objective == "states":
+        if objective in OF_STATES:
             states = states_of(known_as, states, experiments, first.dx)
         parts, plan = lay_out(first, experiments, states)
         check_model("fit", first, parts[0].rows)
