@@ -9,16 +9,12 @@ from jaxtyping import Array, Float
 
 from filterdyn.dynamics import Plan
 from filterdyn.dynamics.gaussian import log_density_of
-from filterdyn.filters import running, sampling_scan
-from filterdyn.filters.gate import gated
 from filterdyn.filters.rows import Row
-from filterdyn.filters.sampling import AbstractSamplingFilter
-from filterdyn.filters.scan import State, select, step
 from filterdyn.filters.stepping import AnyFilter
+from filterdyn.fitting.passes import follow, free_path
 from filterdyn.fitting.records import Part
 from filterdyn.model import StateSpaceModel
 from filterdyn.predictions import predict_rows
-from filterdyn.status import Status
 
 
 class Score(NamedTuple):
@@ -40,37 +36,6 @@ Objective = Callable[
     [StateSpaceModel, Part, Plan, AnyFilter, Array | None, Setting],
     Score,
 ]
-
-
-def follow(
-    model: StateSpaceModel,
-    rows: Row,
-    plan: Plan,
-    filter: AnyFilter,
-    key: Array | None,
-    truncation: int | None,
-    keep: Callable[[Any], Any],
-) -> tuple[Float[Array, ""], Any]:
-    """The log-likelihood, and what `keep` keeps of the record of every row."""
-    if isinstance(filter, AbstractSamplingFilter):
-        assert key is not None
-        return sampling_scan.run(filter, model, rows, plan, key, keep)[1:]
-    if truncation is None:
-        return running.run(filter, model, rows, plan, keep)[1:]
-    table = model.dynamics.tabulate(plan)
-    start = State(filter.init(model, rows.observation.dtype), jnp.int32(Status.OK))
-
-    def one(state: State, at: tuple[Row, Array]) -> tuple[State, Any]:
-        row, cut = at
-        belief = select(cut, jax.lax.stop_gradient(state.belief), state.belief)
-        new, record = step(filter, model, table, State(belief, state.status), row)
-        return new, (record.log_likelihood, keep(record))
-
-    cuts = jnp.arange(len(rows.time)) % truncation == 0
-    first = jax.tree.map(lambda x: x[0], (rows, cuts))
-    guarded = gated(one, lambda out: out[0].status == Status.OK, start, first)
-    _, (terms, kept) = jax.lax.scan(jax.checkpoint(guarded, prevent_cse=False), start, (rows, cuts))
-    return terms.sum(), kept
 
 
 def _squares(errors: Float[Array, "T n"], burn_in: int, fine: Any) -> Score:
@@ -135,13 +100,10 @@ def _simulation(
     setting: Setting,
 ) -> Score:
     """Squared errors of a run that sees the measurements of the burn-in only."""
-    y = part.rows.observation
-    rows = part.rows._replace(observation=y.at[setting.burn_in :].set(jnp.nan))
-    blind = Plan(plan.rows, plan.gaps, plan.most)
-    keep = lambda r: (r.filtered.mean, r.status)
-    mean, statuses = follow(model, rows, blind, filter, key, setting.truncation, keep)[1]
+    rows, y = part.rows, part.rows.observation
+    mean, fine = free_path(model, rows, plan, filter, key, setting.burn_in, setting.truncation)
     errors = jnp.where(jnp.isnan(y), jnp.nan, y - observed_mean(model, rows, mean))
-    return _squares(errors, setting.burn_in, (statuses == 0).all())
+    return _squares(errors, setting.burn_in, fine)
 
 
 def _states(

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from filterdyn.dynamics import Plan
 from filterdyn.filters.base import AbstractFilter
-from filterdyn.fitting.objectives import follow, observed_mean
+from filterdyn.fitting.objectives import observed_mean
+from filterdyn.fitting.passes import follow, free_path
 from filterdyn.fitting.records import Part, Windows, stacked
 from filterdyn.model import StateSpaceModel
 
@@ -62,22 +63,19 @@ def shooting_loss(
     in units of how large the measurements and the states are."""
     plan = Plan(plan.rows, plan.gaps, plan.most)
 
-    def one(part: Part, start: Array, meets: Array) -> tuple[Array, Array, Array, Array]:
+    def one(part: Part, start: Array, meets: Array) -> tuple[Array, Array, Array]:
         launched = StateSpaceModel(
             dist.Delta(start, event_dim=1), model.dynamics, model.observation
         )
         y = part.rows.observation
-        rows = part.rows._replace(observation=jnp.full_like(y, jnp.nan))
-        keep = lambda r: (r.filtered.mean, r.status)
-        mean, statuses = follow(launched, rows, plan, filter, None, None, keep)[1]
+        mean, fine = free_path(launched, part.rows, plan, filter, None, 0, None)
         # The last row belongs to the next segment.
         own = (jnp.arange(len(y)) < len(y) - 1) | (meets == 0)
         missing = jnp.isnan(y) | ~own[:, None]
-        errors = jnp.where(missing, 0.0, y - observed_mean(model, rows, mean))
-        fine = (statuses == 0).all()
-        return jnp.where(fine, jnp.sum(errors**2), jnp.inf), jnp.sum(~missing), mean[-1], fine
+        errors = jnp.where(missing, 0.0, y - observed_mean(model, part.rows, mean))
+        return jnp.where(fine, jnp.sum(errors**2), jnp.inf), jnp.sum(~missing), mean[-1]
 
-    squares, counts, ends, _ = jax.vmap(one)(segments.parts, starts, segments.meets)
+    squares, counts, ends = jax.vmap(one)(segments.parts, starts, segments.meets)
     gaps = (ends[:-1] - starts[1:]) / segments.scale
     gaps = jnp.where(segments.meets[:-1, None] > 0, gaps, 0.0)
     joints = jnp.maximum(segments.meets.sum() * starts.shape[1], 1.0)
