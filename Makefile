@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-gpu lint bench docs clean
+.PHONY: help demo test test-slow test-engines test-gpu lint bench docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ test: $(VENV)/.installed-dev ## Run the tests, but for the slow ones
 
 test-slow: $(VENV)/.installed-dev ## Run the slow tests
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+test-engines: $(VENV)/.installed-dev $(VENV)/.installed-engines ## Drive Kafka's protocol and Spark (where there is Java) on this machine
+	$(BIN)/python -m pytest -m slow -rs tests/engines
 
 test-gpu: $(VENV)/.installed-dev ## Compare a GPU with the CPU, where JAX sees one (pip install 'jax[cuda13]')
 	$(BIN)/python -m pytest -m gpu -rs tests/gpu

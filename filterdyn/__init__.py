@@ -80,7 +80,7 @@ from filterdyn.smoothers import SmootherResult, conditional_path, sample_paths, 
 from filterdyn.status import Status
 
 if TYPE_CHECKING:
-    from filterdyn import plots, streams
+    from filterdyn import engines, plots, streams
 
 __version__ = _version("filterdyn")
 
@@ -189,10 +189,11 @@ __all__ = [
     "inference",
     "plots",
     "streams",
+    "engines",
 ]
 
 #: Modules that load when they are first used, because what they import is slow or optional.
-_LAZY = ("plots", "streams")
+_LAZY = ("engines", "plots", "streams")
 
 
 def __getattr__(name: str) -> Any:

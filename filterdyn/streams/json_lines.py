@@ -1,20 +1,16 @@
 """Events as lines of JSON."""
 
-import datetime
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from filterdyn._checks import check_count
 from filterdyn.streams.event import Event
+from filterdyn.streams.event_fields import checked_names, event_of, shown
 from filterdyn.streams.line_reader import LineReader, MalformedLine
 
 _NAME = "JSONLines"
-_FIELDS = ("time", "y", "u", "seq")
-_LARGEST = 2**63 - 1
 
 
 class JSONLines:
@@ -59,8 +55,8 @@ class JSONLines:
             )
         self.path = path
         self.follow = follow
-        self.observation_names = _names("observation_names", observation_names)
-        self.input_names = _names("input_names", input_names)
+        self.observation_names = checked_names(_NAME, "observation_names", observation_names)
+        self.input_names = checked_names(_NAME, "input_names", input_names)
         self._on_malformed = on_malformed
         self._max_line = check_count(_NAME, "max_line", max_line)
         self._reader: LineReader | None = None
@@ -99,86 +95,5 @@ class JSONLines:
         try:
             found = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"this is no JSON ({error}): {_shown(line)}") from None
-        if not isinstance(found, dict):
-            raise ValueError(f'expected {{"time": ..., "y": ...}}, not {_shown(line)}')
-        for name in ("time", "y"):
-            if name not in found:
-                raise ValueError(
-                    f"it has no `{name}`; expected `time`, `y` and, if there are, `u`, `seq`"
-                )
-        for name in found:
-            if name not in _FIELDS:
-                raise ValueError(f"it has a field `{name}`; expected `time`, `y`, `u`, `seq` only")
-        u = found.get("u")
-        return Event(
-            _time(found["time"]),
-            _vector("y", found["y"], "observation_names", self.observation_names, True),
-            None if u is None else _vector("u", u, "input_names", self.input_names, False),
-            _sequence(found.get("seq")),
-        )
-
-
-def _names(argument: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    if isinstance(names, str) or len(set(names)) != len(names) or not all(names):
-        raise ValueError(f"{_NAME}: `{argument}` is {names!r}; expected a list of different names")
-    return tuple(names)
-
-
-def _time(value: Any) -> float | datetime.datetime:
-    if isinstance(value, str):
-        try:
-            time = datetime.datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f"`time` is {value!r}; expected a number or ISO 8601") from None
-        if time.tzinfo is None:
-            raise ValueError(
-                f"`time` is {value!r} without a time zone; expected one, such as a final Z"
-            )
-        return time
-    return _number("time", value)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"`{name}` is {_shown(value)}; expected a number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = np.inf
-    if not np.isfinite(number):
-        raise ValueError(
-            f"`{name}` is {_shown(value)}; expected a finite number (in `y`, null marks a missing one)"
-        )
-    return number
-
-
-def _vector(
-    field: str, value: Any, argument: str, names: tuple[str, ...] | None, may_miss: bool
-) -> np.ndarray:
-    if isinstance(value, dict):
-        if names is None:
-            raise ValueError(f"`{field}` is a table, and there are no `{argument}` to order it by")
-        for name in value:
-            if name not in names:
-                raise ValueError(f"`{field}` has an entry `{name}`; expected {', '.join(names)}")
-        value = [value.get(name) for name in names]
-    entries = value if isinstance(value, list) else [value]
-    if may_miss:
-        return np.array([np.nan if v is None else _number(field, v) for v in entries])
-    return np.array([_number(field, v) for v in entries])
-
-
-def _sequence(value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= _LARGEST:
-        raise ValueError(f"`seq` is {_shown(value)}; expected a whole number of 64 bits")
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = value.decode(errors="replace").strip() if isinstance(value, bytes) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+            raise ValueError(f"this is no JSON ({error}): {shown(line)}") from None
+        return event_of(found, self.observation_names, self.input_names)
