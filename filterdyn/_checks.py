@@ -73,7 +73,7 @@ def check_finite(owner: str, name: str, value: jax.Array) -> None:
 
 
 def check_shape(
-    owner: str, name: str, value: jax.Array, shape: tuple[int, ...], why: str = ""
+    owner: str, name: str, value: jax.Array | np.ndarray, shape: tuple[int, ...], why: str = ""
 ) -> None:
     if tuple(value.shape) != tuple(shape):
         because = f" ({why})" if why else ""

@@ -1,5 +1,7 @@
 """Filtering a stream, one measurement at a time."""
 
+from filterdyn.online.bank import FilterBank
+from filterdyn.online.bank_state import BankResult, BankState
 from filterdyn.online.event_stream import Arrival, EventStream
 from filterdyn.online.exported import ExportedFilter, ExportedState, load_exported
 from filterdyn.online.exporting import export
@@ -9,10 +11,13 @@ from filterdyn.online.state import OnlineState, StepResult
 
 __all__ = [
     "Arrival",
+    "BankResult",
+    "BankState",
     "DropLate",
     "EventStream",
     "ExportedFilter",
     "ExportedState",
+    "FilterBank",
     "OnlineFilter",
     "OnlineState",
     "RejectLate",

@@ -14,7 +14,7 @@ from filterdyn.online.checkpoint import Reader, fingerprint
 from filterdyn.online.packing import Layout
 from filterdyn.online.state import OnlineState
 
-_GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
+GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
 def arrays_of(state: Any) -> dict[str, np.ndarray]:
@@ -27,7 +27,7 @@ def arrays_of(state: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
-def facts_of(model: StateSpaceModel, filter: AnyFilter, state: OnlineState) -> dict[str, Any]:
+def facts_of(model: StateSpaceModel, filter: AnyFilter, state: Any) -> dict[str, Any]:
     """What a state belongs to."""
     return dict(model=fingerprint(model, filter), generator=state.layout.generator)
 
@@ -46,7 +46,7 @@ def state_in(
     not read."""
     reader.expect("model", fingerprint(model, filter))
     generator = reader.fact("generator")
-    if generator not in (None, *_GENERATORS):
+    if generator not in (None, *GENERATORS):
         reader.refuse(f"its generator of random numbers is {generator!r}")
     layout = _layout(init, generator)
     return OnlineState(*parts_in(reader, layout), layout)
