@@ -51,10 +51,13 @@ from filterdyn.moments import conditional_moments
 from filterdyn.observations import GaussianObservation, LinearObservation, Observation
 from filterdyn.online import (
     Arrival,
+    BankResult,
+    BankState,
     DropLate,
     EventStream,
     ExportedFilter,
     ExportedState,
+    FilterBank,
     OnlineFilter,
     OnlineState,
     RejectLate,
@@ -170,6 +173,9 @@ __all__ = [
     "OnlineFilter",
     "OnlineState",
     "StepResult",
+    "FilterBank",
+    "BankState",
+    "BankResult",
     "EventStream",
     "Arrival",
     "DropLate",
