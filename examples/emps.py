@@ -17,6 +17,7 @@ import argparse
 from pathlib import Path
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -75,8 +76,8 @@ class Drive(eqx.Module):
 class Encoder(eqx.Module):
     """The position with noise, rounded to a multiple of `resolution` (m)."""
 
-    sensor_noise: jnp.ndarray
-    resolution: jnp.ndarray
+    sensor_noise: jax.Array
+    resolution: jax.Array
 
     def __call__(self, t, x, u):
         sd = jnp.sqrt(self.sensor_noise**2 + self.resolution**2 / 12)
@@ -128,7 +129,7 @@ def identify(series, burn_in, steps):
     return fitted, found, {name: float(errors[name]) for name in found}
 
 
-def draw(series, one_step, free, path):
+def draw(series, free, path):
     figure, axes = plt.subplots(3, 1, figsize=(9, 8), sharex=True, layout="constrained")
     measured = np.asarray(series.observations)[:, 0]
     axes[0].plot(series.times, np.asarray(series.inputs)[:, 0], color="black", linewidth=0.4)
@@ -150,7 +151,7 @@ def main(quick, output):
     train, test = records.train, records.tests["pulses"]
     if quick:
         train, test = train[:4000], test[:3000]
-    fitted, found, errors = identify(train, records.burn_in, 6 if quick else 50)
+    _, found, errors = identify(train, records.burn_in, 6 if quick else 50)
 
     reference = BY_LEAST_SQUARES if records.real else STAND_IN
     heading = "least squares" if records.real else "truth"
@@ -168,7 +169,7 @@ def main(quick, output):
     print(f"\n{one_step.kind}: {coverage:.1%} of the second record in their 90 % interval")
     print(f"{free.kind}: error {error:.2f} mm (the position has a spread of ", end="")
     print(f"{1e3 * float(np.std(test.observations)):.0f} mm)")
-    draw(test, one_step, free, output / "emps.png")
+    draw(test, free, output / "emps.png")
 
     close = max(abs(found[n] / reference[n] - 1) for n in PHYSICAL)
     fine = np.isfinite(error) and close < 0.2
