@@ -97,12 +97,13 @@ def _key_data(key: Any) -> Any:
 
 def _keys(reader: Reader, count: tuple[int, ...]) -> list[Any]:
     text = reader.array("is text", count, bool)
-    ends = np.cumsum(reader.array("lengths", count, np.int64))
+    lengths = reader.array("lengths", count, np.int64)
+    ends = np.cumsum(lengths)
     names = reader.array("names", None, np.uint8).tobytes()
     if len(names) != (ends[-1] if len(ends) else 0):
         reader.refuse("its keys do not fit")
     try:
-        parts = [names[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        parts = [names[a:b].decode() for a, b in zip(ends - lengths, ends, strict=True)]
         keys = [p if t else int(p) for p, t in zip(parts, text, strict=True)]
     except ValueError as error:
         reader.refuse(f"its keys are none ({error})")
