@@ -130,6 +130,15 @@ def test_neural_residual_learns_the_drag_from_noisy_angles(tmp_path):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 120
 
 
+@pytest.mark.slow
+def test_streaming_emps_goes_on_with_the_same_numbers_after_it_was_killed(tmp_path):
+    lines, told = run("streaming_emps", tmp_path, "--quick")
+    assert lines[-1].startswith("OK: killed at row ")
+    assert "the same numbers as without the kill: yes" in lines
+    assert told.count("filterdyn stream: going on after ") == 1
+    assert (tmp_path / "streaming_emps.png").stat().st_size > LEAST_BYTES
+
+
 @pytest.fixture(scope="module")
 def nile():
     return load("nile_level")
