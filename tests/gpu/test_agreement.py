@@ -5,6 +5,7 @@ Skipped where JAX sees no GPU. `make test-gpu` runs them; a jaxlib for CUDA come
 """
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -144,6 +145,19 @@ def test_a_diffuse_start(precision):
         return result.mean[2:], result.log_likelihood
 
     agree(case, precision)
+
+
+def trained(filter):
+    """With weights that are not those it starts from, at which it is the filter it is built on."""
+    some = lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+    weights, rest = eqx.partition(filter, eqx.is_inexact_array)
+    return eqx.combine(jax.tree.map(some, weights), rest)
+
+
+@pytest.mark.parametrize("kind", [fd.LearnedNoiseFilter, fd.LearnedGainFilter])
+def test_learned_filters(kind, precision):
+    follow = trained(kind(2, 1, key=jr.key(0)))
+    agree(lambda p: moments(fd.filter(pendulum(p), series(p, 1), follow)), precision)
 
 
 @pytest.mark.parametrize("name", NONLINEAR)
