@@ -47,7 +47,8 @@ def follow(
     changelog topic. They hold the offset of the last message of each partition, so that messages that
     Kafka delivers again after a crash change nothing.
 
-    **Arguments:** `frame`: whose messages have keys; `online`: an `OnlineFilter`, or `"module:object"`;
+    **Arguments:** `frame`: whose messages have keys; `online`: an `OnlineFilter`, `"module:object"`
+    or the name of a file that `export` wrote;
     the others as for `KeyedFilter` and `JSONLines`.
     """
     if isinstance(online, str):

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 
 from filterdyn._checks import check_count
-from filterdyn.online import DropLate, EventStream, OnlineFilter
+from filterdyn.online import DropLate, EventStream
 from filterdyn.online.late import AbstractLatePolicy
+from filterdyn.online.stepping_filter import SteppingFilter
 from filterdyn.streams.event import Event, Outcome
 from filterdyn.streams.json_output import as_json
 
@@ -29,7 +30,7 @@ class KeyedFilter:
 
     def __init__(
         self,
-        online: OnlineFilter,
+        online: SteppingFilter,
         late: AbstractLatePolicy | None = None,
         *,
         seed: int = 0,

@@ -72,8 +72,8 @@ def follow(
 
     **Arguments:**
 
-    - `online`: `"module:object"`, which the workers import: the model is compiled once in each of them,
-      and no code travels in a message;
+    - `online`: `"module:object"`, which the workers import, or the name of a file that `export` wrote: the
+      step is compiled once in each of them, and no code travels in a message;
     - `key`, `time` (seconds, or a timestamp), `observations` (one column for each entry of `y`, null is
       missing), `inputs`, `sequence`: names of columns;
     - `float32`: single precision (default: double);

@@ -10,9 +10,9 @@ from filterdyn._checks import as_numbers, check_count
 from filterdyn.online.checkpoint import Reader, packed, write
 from filterdyn.online.clock import seconds
 from filterdyn.online.late import AbstractLatePolicy
-from filterdyn.online.online_filter import OnlineFilter
-from filterdyn.online.saving import arrays_of, facts_of, state_in
-from filterdyn.online.state import OnlineState, StepResult
+from filterdyn.online.saving import arrays_of
+from filterdyn.online.state import StepResult
+from filterdyn.online.stepping_filter import SteppingFilter
 
 _NAME = "EventStream"
 _LAST = np.iinfo(np.int64).max
@@ -37,7 +37,7 @@ class _Event(NamedTuple):
     sequence: int
     y: np.ndarray
     u: np.ndarray | None
-    before: OnlineState
+    before: Any
 
     @property
     def place(self) -> tuple[np.float64, int]:
@@ -45,8 +45,8 @@ class _Event(NamedTuple):
 
 
 class EventStream:
-    """An `OnlineFilter` with a memory of its last events, for streams that are out of order or repeat
-    themselves:
+    """An `OnlineFilter` or `ExportedFilter` with a memory of its last events, for streams that are out
+    of order or repeat themselves:
 
         stream = fd.EventStream(online, online.init(t0), fd.ReplayLate(window=2.0))
         arrival = stream.push(t, y, sequence=41)
@@ -57,8 +57,8 @@ class EventStream:
 
     def __init__(
         self,
-        online: OnlineFilter,
-        state: OnlineState,
+        online: SteppingFilter,
+        state: Any,
         late: AbstractLatePolicy,
         *,
         remember: int = 4096,
@@ -163,7 +163,7 @@ class EventStream:
         if any(given):
             arrays["event inputs"] = np.stack([e.u for e in self._events if e.u is not None])
         facts = dict(
-            facts_of(self.online.model, self.online.filter, base),
+            self.online._facts(base),
             position=position,
             late=repr(self.late),
             counts=[self.late_count, self.duplicate_count],
@@ -173,7 +173,7 @@ class EventStream:
 
     @staticmethod
     def load(
-        online: OnlineFilter,
+        online: SteppingFilter,
         path: str | os.PathLike[str],
         late: AbstractLatePolicy,
         *,
@@ -187,7 +187,7 @@ class EventStream:
 
     @staticmethod
     def from_bytes(
-        online: OnlineFilter,
+        online: SteppingFilter,
         content: bytes,
         late: AbstractLatePolicy,
         *,
@@ -198,10 +198,10 @@ class EventStream:
 
     @staticmethod
     def _read(
-        online: OnlineFilter, reader: Reader, late: AbstractLatePolicy
+        online: SteppingFilter, reader: Reader, late: AbstractLatePolicy
     ) -> tuple["EventStream", Any]:
         reader.expect("late", repr(late))
-        state = state_in(reader, online.model, online.filter, online.init)
+        state = online._state_in(reader)
         times = reader.array("event times", None, np.float64)
         count = times.shape
         sequences = reader.array("event sequences", count, np.int64).tolist()
@@ -234,4 +234,4 @@ def _new(time: np.float64, sequence: int, y: Any, u: Any) -> _Event:
     y = as_numbers(_NAME, "y", y).astype(np.float64).reshape(-1)
     if u is not None:
         u = as_numbers(_NAME, "u", u).astype(np.float64).reshape(-1)
-    return _Event(time, sequence, y, u, None)  # type: ignore[arg-type]
+    return _Event(time, sequence, y, u, None)

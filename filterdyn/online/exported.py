@@ -151,9 +151,7 @@ class ExportedFilter:
     ) -> None:
         """As `OnlineFilter.save`; the `OnlineFilter` that was exported can load the file."""
         generations = check_count(f"{_NAME}.save", "generations", generations)
-        facts = dict(
-            model=self.manifest["model"], generator=self.manifest["generator"], position=position
-        )
+        facts = dict(self._facts(state), position=position)
         write(path, "OnlineState", arrays_of(state), facts, generations)
 
     def load(
@@ -161,10 +159,16 @@ class ExportedFilter:
     ) -> tuple[ExportedState, Any]:
         """As `OnlineFilter.load`; what the `OnlineFilter` that was exported saved is read too."""
         reader = Reader(path, "OnlineState", max_bytes)
-        reader.expect("model", self.manifest["model"])
-        reader.expect("generator", self.manifest["generator"])
-        time, input, vectors = parts_in(reader, self._layout)
-        return ExportedState(self, time, input, vectors), reader.fact("position")
+        return self._state_in(reader), reader.fact("position")
+
+    def _facts(self, state: ExportedState) -> dict[str, Any]:
+        """What a state belongs to."""
+        return {name: self.manifest[name] for name in ("model", "generator")}
+
+    def _state_in(self, reader: Reader) -> ExportedState:
+        for name in ("model", "generator"):
+            reader.expect(name, self.manifest[name])
+        return ExportedState(self, *parts_in(reader, self._layout))
 
     def _call(self, name: str, *arguments: Any) -> Any:
         return self._programs[name](*arguments)

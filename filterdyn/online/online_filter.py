@@ -232,7 +232,7 @@ class OnlineFilter:
         `generations`: how many files to keep, `path` and before it `path.1`, `path.2`, ...
         """
         generations = check_count(f"{_NAME}.save", "generations", generations)
-        facts = dict(facts_of(self.model, self.filter, state), position=position)
+        facts = dict(self._facts(state), position=position)
         write(path, "OnlineState", arrays_of(state), facts, generations)
 
     def load(
@@ -245,8 +245,14 @@ class OnlineFilter:
         another model or filter, or larger than `max_bytes`; it names the first difference.
         """
         reader = Reader(path, "OnlineState", max_bytes)
-        state = state_in(reader, self.model, self.filter, self.init)
-        return state, reader.fact("position")
+        return self._state_in(reader), reader.fact("position")
+
+    def _facts(self, state: OnlineState) -> dict[str, Any]:
+        """What a state belongs to."""
+        return facts_of(self.model, self.filter, state)
+
+    def _state_in(self, reader: Reader) -> OnlineState:
+        return state_in(reader, self.model, self.filter, self.init)
 
     def _warm_up(self, num_inputs: int) -> None:
         u0 = np.zeros(num_inputs) if num_inputs else None

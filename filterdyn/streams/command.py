@@ -83,7 +83,7 @@ def _add_stream(commands: Any) -> None:
         required=True,
         metavar="MODULE:OBJECT",
         help="an OnlineFilter, a pair (model, filter), a model (with --filter), or a function that "
-        "returns one of them; MODULE is also looked for in the current folder",
+        "returns one of them, MODULE also in the current folder; or a file of filterdyn.export",
     )
     add("--checkpoint", required=True, metavar="DIR", help="folder of the snapshots")
     add("--filter", metavar="NAME", help="for a model alone: KalmanFilter, ...")

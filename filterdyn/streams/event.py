@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from filterdyn.online import Arrival, OnlineState
+from filterdyn.online import Arrival
 
 
 class Event(NamedTuple):
@@ -27,9 +27,9 @@ class Outcome(NamedTuple):
 
     - `event`: the `Event`;
     - `arrival`: the `Arrival`: its fate, and the results of it and of what was filtered again;
-    - `state`: the `OnlineState` after it.
+    - `state`: the `OnlineState` (or `ExportedState`) after it.
     """
 
     event: Event
     arrival: Arrival
-    state: OnlineState
+    state: Any

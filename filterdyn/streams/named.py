@@ -1,4 +1,4 @@
-"""An online filter by its name, `module:object`."""
+"""An online filter by its name: `module:object`, or a file."""
 
 import contextlib
 import importlib
@@ -7,18 +7,24 @@ import sys
 from typing import Any
 
 import filterdyn as fd
+from filterdyn.online.stepping_filter import SteppingFilter
 
 
-def online_filter(argument: str, name: str, filter: str | None = None) -> "fd.OnlineFilter":
+def online_filter(argument: str, name: str, filter: str | None = None) -> SteppingFilter:
     """What `name` says: an `OnlineFilter`, a pair of a model and a filter, a model (with the name of a
     `filter`), or a function of nothing that returns one of them. The module is also looked for in
-    the current folder; what it prints goes to the standard error.
+    the current folder; what it prints goes to the standard error. Or a file that `export` wrote.
 
     **Raises:** `ValueError` for a name of another form, `TypeError` for another object.
     """
+    if os.path.isfile(name):
+        return fd.load_exported(name)
     module, _, path = name.partition(":")
     if not module or not path:
-        raise ValueError(f"{argument} is {name!r}; expected MODULE:OBJECT, such as plant:online")
+        raise ValueError(
+            f"{argument} is {name!r}; expected MODULE:OBJECT, such as plant:online, or a file "
+            "that filterdyn.export wrote"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     with contextlib.redirect_stdout(sys.stderr):

@@ -13,8 +13,9 @@ from typing import Any
 from jaxtyping import Array
 
 from filterdyn._checks import check_count
-from filterdyn.online import DropLate, EventStream, OnlineFilter
+from filterdyn.online import DropLate, EventStream
 from filterdyn.online.late import AbstractLatePolicy
+from filterdyn.online.stepping_filter import SteppingFilter
 from filterdyn.streams.event import Event, Outcome
 
 try:
@@ -50,7 +51,7 @@ class LocalRunner:
 
     def __init__(
         self,
-        online: OnlineFilter,
+        online: SteppingFilter,
         folder: str | os.PathLike[str],
         late: AbstractLatePolicy | None = None,
         *,
@@ -64,6 +65,7 @@ class LocalRunner:
     ):
         """**Arguments:**
 
+        - `online`: an `OnlineFilter`, or an `ExportedFilter`;
         - `folder`: of the snapshots; it is made if it is not there;
         - `late`: what to do about late events, `None` for `DropLate()`;
         - `t0`, `u0`, `key`: as for `OnlineFilter.init`; `t0=None` is the time of the first event. They

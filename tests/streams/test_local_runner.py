@@ -14,6 +14,7 @@ import pytest
 
 import filterdyn as fd
 from filterdyn.streams import Event, JSONLines, LocalRunner, MalformedLine
+from filterdyn.streams.named import online_filter
 
 MODEL = fd.StateSpaceModel(
     dist.Normal(0.0, jnp.ones(2)).to_event(1),
@@ -44,6 +45,10 @@ POLICY = fd.ReplayLate(3.0)
 def same(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def close():
+    return dict(rtol=1e-12, atol=1e-12) if jax.config.jax_enable_x64 else dict(rtol=1e-5, atol=1e-5)
 
 
 def states(outcomes):
@@ -79,6 +84,21 @@ def test_a_runner_that_dies_anywhere_is_followed_by_one_that_goes_on_to_the_bit(
     assert deaths > 5
     same(states(taken), states(uninterrupted))
     assert [o.event for o in taken] == EVENTS
+
+
+def test_a_filter_from_a_file_gives_the_same_and_goes_on_likewise(online, uninterrupted, tmp_path):
+    fd.export(online, tmp_path / "plant", num_inputs=1, platforms=["cpu"])
+    found = []
+    for count in (31, len(EVENTS)):
+        exported = online_filter("--model", str(tmp_path / "plant"))
+        with LocalRunner(exported, tmp_path / "snapshots", POLICY) as runner:
+            found.extend(runner.run(EVENTS[:count]))
+    assert [o.arrival.fate for o in found] == [o.arrival.fate for o in uninterrupted]
+    for ours, theirs in zip(found, uninterrupted, strict=True):
+        np.testing.assert_allclose(ours.state.mean, theirs.state.mean, **close())
+        np.testing.assert_allclose(ours.state.cov, theirs.state.cov, **close())
+    # The snapshot is one of the model: its filter goes on from it.
+    LocalRunner(online, tmp_path / "snapshots", POLICY).close()
 
 
 def test_an_asynchronous_source_gives_the_same(online, uninterrupted, tmp_path):
