@@ -22,6 +22,7 @@ from filterdyn.ensembles import AdaptiveInflation, GaspariCohn
 from filterdyn.filters import (
     AdaptiveNoise,
     BackwardChain,
+    BackwardRejection,
     BackwardSmoothing,
     CubatureKalmanFilter,
     EnsembleKalmanFilter,
@@ -38,6 +39,7 @@ from filterdyn.filters import (
     ParticleFilter,
     PredictedObservation,
     RaoBlackwellizedParticleFilter,
+    TwoFilter,
     UnscentedKalmanFilter,
     filter,
     log_likelihood,
@@ -140,6 +142,8 @@ __all__ = [
     # how a particle filter looks back
     "BackwardSmoothing",
     "BackwardChain",
+    "BackwardRejection",
+    "TwoFilter",
     "FixedLag",
     # what a filter does about outliers, and about noise that nobody knows
     "Gate",

@@ -13,7 +13,13 @@ from filterdyn.filters.learned_noise import LearnedNoiseFilter
 from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.particle import ParticleFilter
-from filterdyn.filters.path_methods import BackwardChain, BackwardSmoothing, FixedLag
+from filterdyn.filters.path_methods import (
+    BackwardChain,
+    BackwardRejection,
+    BackwardSmoothing,
+    FixedLag,
+    TwoFilter,
+)
 from filterdyn.filters.predicted import PredictedObservation
 from filterdyn.filters.rao_blackwellized import GaussianMixture, RaoBlackwellizedParticleFilter
 from filterdyn.filters.results import FilterResult
@@ -27,6 +33,7 @@ __all__ = [
     "AbstractSamplingFilter",
     "AdaptiveNoise",
     "BackwardChain",
+    "BackwardRejection",
     "BackwardSmoothing",
     "CubatureKalmanFilter",
     "EnsembleKalmanFilter",
@@ -44,6 +51,7 @@ __all__ = [
     "ParticleFilter",
     "PredictedObservation",
     "RaoBlackwellizedParticleFilter",
+    "TwoFilter",
     "UnscentedKalmanFilter",
     "filter",
     "log_likelihood",

@@ -117,8 +117,8 @@ class ParticleFilter(AbstractSamplingFilter):
         - `discount`: of the derivative of old weights, for `gradient="score"`: below 1 there is less
           noise and some bias (the MOP-alpha of Tan, Hooker, Ionides 2024);
         - `truncation`: a gradient forgets what is more than this many rows ago;
-        - `paths`: how `fd.smooth` and `fd.sample_paths` look back: `BackwardSmoothing`, `BackwardChain` or,
-          for dynamics without a transition density, `FixedLag`.
+        - `paths`: how `fd.smooth` and `fd.sample_paths` look back: `BackwardSmoothing`, `BackwardChain`,
+          `BackwardRejection`, `TwoFilter` or, for dynamics without a transition density, `FixedLag`.
 
         **Raises:** `ValueError` for numbers out of range and combinations that do not fit, `TypeError` for
         other kinds of objects.

@@ -4,67 +4,39 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.nn import logsumexp
 from jax.random import categorical, fold_in
 from jaxtyping import Array, Float, Int
 
 from filterdyn._compile import compiled
 from filterdyn.beliefs import Particles
-from filterdyn.dynamics import Interval, Plan
+from filterdyn.dynamics import Plan
 from filterdyn.filters.particle import ParticleFilter
-from filterdyn.filters.path_methods import BackwardChain, FixedLag
+from filterdyn.filters.path_methods import (
+    AbstractPathMethod,
+    BackwardChain,
+    BackwardRejection,
+    FixedLag,
+    TwoFilter,
+)
 from filterdyn.filters.rows import Row
 from filterdyn.model import StateSpaceModel
+from filterdyn.resampling.base import relative_weights
+from filterdyn.resampling.multinomial import independent_draws
 from filterdyn.series import Series
+from filterdyn.smoothers.backward_weights import (
+    density_before,
+    earlier,
+    interval_before,
+    later,
+    of_pairs,
+    smoothed_log_weights,
+)
 from filterdyn.smoothers.genealogy import Forward, filter_forward
+from filterdyn.smoothers.rejection import draw_by_rejection, highest_log_density
 from filterdyn.smoothers.results import SmootherResult
 from filterdyn.smoothers.sampling import sample_paths_by_sampling, smooth_by_sampling
+from filterdyn.smoothers.two_filter import smoothed_by_two_filters
 from filterdyn.status import Status
-
-
-def _later(tree: Any) -> Any:
-    """Rows 1 .. T - 1."""
-    return jax.tree.map(lambda x: x[1:], tree)
-
-
-def _earlier(tree: Any) -> Any:
-    """Rows 0 .. T - 2."""
-    return jax.tree.map(lambda x: x[:-1], tree)
-
-
-def _density(model: StateSpaceModel, row: Row, table: Any) -> Any:
-    """log p(x_to | x_from) over the gap before `row`, for one pair."""
-    # Over a gap of 0 nothing moves and the answer is not used.
-    gap = jnp.where(row.gap > 0, row.gap, 1)
-    interval = Interval(row.time_from, gap, row.input_from, row.plan, table)
-    return lambda x_to, x_from: model.dynamics.log_density(x_to, x_from, interval)
-
-
-def smoothed_log_weights(
-    model: StateSpaceModel, forward: Forward, rows: Row, table: Any
-) -> Float[Array, "T N"]:
-    """Normalised log-weights of the filtered particles given the whole series:
-
-    w_{k|T}^i = w_k^i sum_j w_{k+1|T}^j p(x_{k+1}^j | x_k^i) / sum_l w_k^l p(x_{k+1}^j | x_k^l).
-    """
-
-    def one(after: Array, at: Any) -> tuple[Array, Array]:
-        x, log_w, x_next, row = at
-        density = _density(model, row, table)
-        pairs = jax.vmap(lambda b: jax.vmap(lambda a: density(b, a))(x))(x_next)  # (j, i)
-        joint = pairs + log_w
-        reached = logsumexp(joint, axis=1)
-        # A particle that nothing leads to (its weight is zero) is left out.
-        share = jnp.where(jnp.isfinite(reached), after - reached, -jnp.inf)
-        new = logsumexp(joint + share[:, None], axis=0)
-        new = jnp.where(row.gap > 0, new - logsumexp(new), after)
-        return new, new
-
-    last = forward.log_weights[-1]
-    beliefs = (forward.positions, forward.log_weights)
-    at = (*_earlier(beliefs), forward.positions[1:], _later(rows))
-    _, earlier = jax.lax.scan(one, last, at, reverse=True)
-    return jnp.concatenate([earlier, last[None]])
 
 
 def draw_backward(
@@ -74,9 +46,9 @@ def draw_backward(
     table: Any,
     key: Array,
     count: int,
-    steps: int | None,
+    method: AbstractPathMethod,
 ) -> Float[Array, "S T dx"]:
-    """Paths drawn from the last row to the first, by exact draws or by `steps` Metropolis moves each."""
+    """Paths drawn from the last row to the first."""
     number = forward.positions.shape[0]
     index = categorical(fold_in(key, number), forward.log_weights[-1], shape=(count,))
     last = forward.positions[-1][index]
@@ -84,25 +56,29 @@ def draw_backward(
     def one(carry: tuple[Array, Array], at: Any) -> tuple[Any, Array]:
         index, state = carry
         x, log_w, ancestors, row, k = at
-        density = _density(model, row, table)
+        density = density_before(model, row, table)
         key_row = fold_in(key, k)
-        if steps is None:
-            pairs = jax.vmap(lambda b: jax.vmap(lambda a: density(b, a))(x))(state)
-            new = categorical(key_row, pairs + log_w, axis=-1)
+        if isinstance(method, BackwardChain):
+            start = ancestors[index]
+            new = _metropolis(jax.vmap(density), x, log_w, state, start, key_row, method.steps)
+        elif isinstance(method, BackwardRejection):
+            bound = highest_log_density(method, model, x, interval_before(row, table))
+            new = draw_by_rejection(density, bound, x, log_w, state, key_row, method.trials)
         else:
-            new = _metropolis(jax.vmap(density), x, log_w, state, ancestors[index], key_row, steps)
+            pairs = of_pairs(density, state, x)
+            new = categorical(key_row, pairs + log_w, axis=-1)
         new = jnp.where(row.gap > 0, new, index).astype(index.dtype)
         state = x[new]
         return (new, state), state
 
     at = (
-        *_earlier((forward.positions, forward.log_weights)),
+        *earlier((forward.positions, forward.log_weights)),
         forward.ancestors[1:],
-        _later(rows),
+        later(rows),
         jnp.arange(number - 1),
     )
-    _, earlier = jax.lax.scan(one, (index.astype(jnp.int32), last), at, reverse=True)
-    return jnp.swapaxes(jnp.concatenate([earlier, last[None]]), 0, 1)
+    _, before = jax.lax.scan(one, (index.astype(jnp.int32), last), at, reverse=True)
+    return jnp.swapaxes(jnp.concatenate([before, last[None]]), 0, 1)
 
 
 def _metropolis(
@@ -115,11 +91,12 @@ def _metropolis(
     steps: int,
 ) -> Int[Array, " S"]:
     """Indices distributed, in the limit of many steps, as w_i p(state | x_i)."""
+    weights = relative_weights(log_w)
 
     def move(carry: tuple[Array, Array], k: Array) -> tuple[Any, None]:
         index, now = carry
         key_draw, key_accept = jax.random.split(fold_in(key, k))
-        other = categorical(key_draw, log_w, shape=index.shape).astype(index.dtype)
+        other = independent_draws(key_draw, weights, index.shape)
         then = density(state, x[other])
         u = jax.random.uniform(key_accept, index.shape, now.dtype)
         accept = jnp.log(u) < then - now
@@ -179,7 +156,7 @@ def _forward(
 def _check_density(filter: ParticleFilter, model: StateSpaceModel, row: Row, table: Any) -> None:
     x = jnp.zeros(model.dx, row.observation.dtype)
     try:
-        jax.eval_shape(lambda x, row: _density(model, row, table)(x, x), x, row)
+        jax.eval_shape(lambda x, row: density_before(model, row, table)(x, x), x, row)
     except TypeError as error:
         raise TypeError(
             f"ParticleFilter: {filter.paths.describe()} weighs transitions by their density. {error}. "
@@ -192,21 +169,27 @@ def _smooth(
 ) -> tuple[Array, Array, Array, Array]:
     key_forward, key_back = jax.random.split(key)
     forward, table = _forward(filter, model, rows, plan, key_forward)
-    method = filter.paths
+    method, statuses = filter.paths, forward.statuses
     if isinstance(method, FixedLag):
         positions, log_weights = lagged(forward, method.lag)
-    elif isinstance(method, BackwardChain):
-        paths = draw_backward(model, forward, rows, table, key_back, filter.size, method.steps)
+    elif isinstance(method, TwoFilter):
+        positions, log_weights, went_through = smoothed_by_two_filters(
+            filter, model, forward, rows, table, key_back
+        )
+        collapsed = ~went_through & (statuses[-1] == Status.OK)
+        statuses = jnp.where(collapsed, Status.COLLAPSED, statuses).astype(statuses.dtype)
+    elif isinstance(method, (BackwardChain, BackwardRejection)):
+        paths = draw_backward(model, forward, rows, table, key_back, filter.size, method)
         positions = jnp.swapaxes(paths, 0, 1)
         log_weights = jnp.full_like(forward.log_weights, -jnp.log(filter.size))
     else:
         positions = forward.positions
         log_weights = smoothed_log_weights(model, forward, rows, table)
-    fine = forward.statuses[-1] == Status.OK
+    fine = statuses[-1] == Status.OK
     positions, log_weights = jax.tree.map(
         lambda x: jnp.where(fine, x, jnp.nan), (positions, log_weights)
     )
-    return positions, log_weights, forward.log_likelihood, forward.statuses
+    return positions, log_weights, forward.log_likelihood, statuses
 
 
 def _sample_paths(
@@ -217,14 +200,18 @@ def _sample_paths(
     key: Array,
     num_samples: int,
 ) -> Float[Array, "S T dx"]:
+    if isinstance(filter.paths, TwoFilter):
+        raise TypeError(
+            "sample_paths: ParticleFilter has paths=fd.TwoFilter(), which weighs single states and makes no "
+            "paths; use fd.BackwardSmoothing()"
+        )
     key_forward, key_back = jax.random.split(key)
     forward, table = _forward(filter, model, rows, plan, key_forward)
     method = filter.paths
     if isinstance(method, FixedLag):
         paths = lineages(forward, key_back, num_samples)
     else:
-        steps = method.steps if isinstance(method, BackwardChain) else None
-        paths = draw_backward(model, forward, rows, table, key_back, num_samples, steps)
+        paths = draw_backward(model, forward, rows, table, key_back, num_samples, method)
     return jnp.where(forward.statuses[-1] == Status.OK, paths, jnp.nan)
 
 
