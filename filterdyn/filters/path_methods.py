@@ -93,8 +93,8 @@ class TwoFilter(AbstractPathMethod):
     Unlike the others it moves particles to where later measurements want them, and leaves less to those
     few of the filter that happened to be there. The backward filter needs a density in every row in place
     of the prior: a Student-t with the mean and covariance of the prediction, which the final weights take
-    out again. It proposes from the linear regression of each state on the next one, with Student-t noise. O(N^2)
-    a row, for `smooth` only. The state must have a density (no counts or regimes), and so must the
+    out again. It proposes from the linear regression of each state on the next one, with Student-t noise.
+    O(N^2) a row, for `smooth` only. The state must have a density (no counts or regimes), and so must the
     transition, in every direction.
     """
 
