@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from filterdyn.filters.sampling_scan import FULL
 from filterdyn.filters.stepping import start
 from filterdyn.online.checkpoint import fingerprint, write
 from filterdyn.online.kernel import Kernel
@@ -19,8 +20,6 @@ _NAME = "export"
 KIND = "ExportedFilter"
 #: Of what the facts and functions in the file mean.
 EXPORT_FORMAT = 1
-#: Above it, covariances of filters that sample are not formed.
-_FULL = 64
 
 
 def export(
@@ -125,7 +124,7 @@ def _programs(
 
     def read(vectors: Any) -> Any:
         state, total, lost = layout.unpack(vectors)
-        wide = layout.generator is not None and online.model.dx > _FULL
+        wide = layout.generator is not None and online.model.dx > FULL
         return dict(
             mean=state.belief.mean,
             cov=None if wide else state.belief.cov,
