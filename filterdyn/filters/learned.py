@@ -1,6 +1,6 @@
 """What filters with a recurrent network share: the noise that the network believes in, and what it sees."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from filterdyn._checks import is_traced
+from filterdyn._checks import check_count, check_key, is_traced
 from filterdyn.beliefs import Gaussian
-from filterdyn.filters.base import AbstractFilter
+from filterdyn.dynamics import Interval
+from filterdyn.filters.base import AbstractFilter, Prediction
 from filterdyn.filters.cubature import CubatureKalmanFilter
 from filterdyn.filters.extended import ExtendedKalmanFilter
 from filterdyn.filters.gauss_hermite import GaussHermiteKalmanFilter
@@ -185,8 +186,30 @@ def check_measurement(owner: str, y: Array, dy: int) -> None:
         )
 
 
-def check_gap_scale(owner: str, gap_scale: Any) -> float:
-    """**Raises:** `ValueError` unless it is a positive number."""
+class Size(NamedTuple):
+    """What a network is made for."""
+
+    dx: int
+    dy: int
+    width: int
+    gap_scale: float
+
+
+def check_size(owner: str, dx: Any, dy: Any, width: Any, gap_scale: Any, key: Any) -> Size:
+    """**Raises:** `ValueError` for what is not a whole number, and unless `gap_scale` is a positive one;
+    `TypeError` for a `key` that is none."""
+    counts = {"dx": dx, "dy": dy, "width": width}
+    dx, dy, width = (check_count(owner, name, value) for name, value in counts.items())
+    check_key(owner, key)
     if is_traced(gap_scale) or not 0 < gap_scale < float("inf"):
         raise ValueError(f"{owner}: `gap_scale` is {gap_scale!r}; expected a positive number")
-    return float(gap_scale)
+    return Size(dx, dy, width, float(gap_scale))
+
+
+def predict_and_wait(
+    base: AbstractFilter, model: StateSpaceModel, belief: Gaussian, interval: Interval
+) -> Prediction:
+    """The prediction of `base`, and a memory that has waited as long."""
+    prediction = base.predict(model, belief, interval)
+    moved, memory = prediction.belief, belief.memory.waited(interval.gap)
+    return prediction._replace(belief=Gaussian(moved.mean, spread=moved.spread, memory=memory))

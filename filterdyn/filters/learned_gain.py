@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from filterdyn._checks import check_count, check_key
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval
 from filterdyn.filters.anchored import rule_of
@@ -21,9 +20,10 @@ from filterdyn.filters.learned import (
     cast_weights,
     check_base,
     check_fits,
-    check_gap_scale,
     check_measurement,
+    check_size,
     compressed,
+    predict_and_wait,
     started,
 )
 from filterdyn.filters.learned_networks import (
@@ -132,10 +132,7 @@ class LearnedGainFilter(AbstractLearnedFilter):
         `gap_scale` that is not positive and settings of `base` that are not allowed; `TypeError` for another
         `base`.
         """
-        dx, dy = check_count(_NAME, "dx", dx), check_count(_NAME, "dy", dy)
-        width = check_count(_NAME, "width", width)
-        check_key(_NAME, key)
-        gap_scale = check_gap_scale(_NAME, gap_scale)
+        size = check_size(_NAME, dx, dy, width, gap_scale, key)
         if architecture not in ARCHITECTURES:
             raise ValueError(
                 f"{_NAME}: `architecture` is {architecture!r}; expected one of {list(ARCHITECTURES)}"
@@ -149,8 +146,8 @@ class LearnedGainFilter(AbstractLearnedFilter):
                 )
         key_gain, key_noise = jax.random.split(key)
         self.network = GainNetworks(
-            ARCHITECTURES[architecture](dx, dy, width, key_gain),
-            NoiseNetwork(dx, dy, width, gap_scale, key_noise),
+            ARCHITECTURES[architecture](size.dx, size.dy, size.width, key_gain),
+            NoiseNetwork(size, key_noise),
         )
         self.base = base
 
@@ -174,9 +171,7 @@ class LearnedGainFilter(AbstractLearnedFilter):
         return Gaussian(belief.mean, spread=belief.spread, memory=memory)
 
     def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
-        prediction = self.base.predict(model, belief, interval)
-        moved, memory = prediction.belief, belief.memory.waited(interval.gap)
-        return prediction._replace(belief=Gaussian(moved.mean, spread=moved.spread, memory=memory))
+        return predict_and_wait(self.base, model, belief, interval)
 
     def update(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from filterdyn._checks import check_count, check_key
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval
 from filterdyn.filters.base import AbstractFilter, Prediction, Update
@@ -15,12 +14,14 @@ from filterdyn.filters.extended import ExtendedKalmanFilter
 from filterdyn.filters.learned import (
     AbstractLearnedFilter,
     NoiseModulation,
+    Size,
     cast_weights,
     check_base,
     check_fits,
-    check_gap_scale,
     check_measurement,
+    check_size,
     number_of_entries,
+    predict_and_wait,
     seen_of,
     started,
     triangular,
@@ -42,7 +43,8 @@ class NoiseNetwork(eqx.Module):
     dy: int = eqx.field(static=True)
     gap_scale: float = eqx.field(static=True)
 
-    def __init__(self, dx: int, dy: int, width: int, gap_scale: float, key: Array):
+    def __init__(self, size: Size, key: Array):
+        dx, dy, width, gap_scale = size
         key_cell, key_head = jax.random.split(key)
         self.cell = eqx.nn.GRUCell(3 * dy + 1, width, key=key_cell)
         outputs = number_of_entries(dx) + number_of_entries(dy)
@@ -118,12 +120,9 @@ class LearnedNoiseFilter(AbstractLearnedFilter):
         **Raises:** `ValueError` for counts that are not whole numbers and a `gap_scale` that is not
         positive; `TypeError` for another `base`.
         """
-        dx, dy = check_count(_NAME, "dx", dx), check_count(_NAME, "dy", dy)
-        width = check_count(_NAME, "width", width)
-        check_key(_NAME, key)
-        gap_scale = check_gap_scale(_NAME, gap_scale)
+        size = check_size(_NAME, dx, dy, width, gap_scale, key)
         self.base = check_base(_NAME, ExtendedKalmanFilter() if base is None else base)
-        self.network = NoiseNetwork(dx, dy, width, gap_scale, key)
+        self.network = NoiseNetwork(size, key)
 
     def check(self, model: StateSpaceModel) -> None:
         """**Raises:** also `ValueError` for a model of another size."""
@@ -135,9 +134,7 @@ class LearnedNoiseFilter(AbstractLearnedFilter):
         return Gaussian(belief.mean, spread=belief.spread, memory=self.network.start(dtype))
 
     def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
-        prediction = self.base.predict(model, belief, interval)
-        moved, memory = prediction.belief, belief.memory.waited(interval.gap)
-        return prediction._replace(belief=Gaussian(moved.mean, spread=moved.spread, memory=memory))
+        return predict_and_wait(self.base, model, belief, interval)
 
     def update(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]

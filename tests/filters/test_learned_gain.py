@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from oracles.random_weights import shaken
 
 import filterdyn as fd
 from filterdyn.filters.learned_gain import _widened
@@ -40,15 +41,6 @@ def record(model, seed=0, count=COUNT):
     y[::5, 0] = np.nan
     y[7] = np.nan
     return fd.Series(np.arange(count), y)
-
-
-def shaken(filter, size=0.3, seed=1):
-    """The filter with random weights."""
-    arrays, rest = eqx.partition(filter, eqx.is_inexact_array)
-    leaves, structure = jax.tree.flatten(arrays)
-    keys = jr.split(jr.key(seed), len(leaves))
-    moved = [x + size * jr.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
-    return eqx.combine(jax.tree.unflatten(structure, moved), rest)
 
 
 def learned(dx, dy, architecture="kalmannet-1", **options):
@@ -217,7 +209,7 @@ def test_it_follows_a_driven_pendulum_at_irregular_times_over_any_base(base):
     found, expected = fd.filter(model, series, fresh), fd.filter(model, series, base)
     np.testing.assert_allclose(found.mean, expected.mean, rtol=TIGHT, atol=TIGHT)
     np.testing.assert_allclose(found.cov, expected.cov, rtol=10 * TIGHT, atol=TIGHT)
-    other = fd.filter(model, series, shaken(fresh))
+    other = fd.filter(model, series, shaken(fresh, 0.3))
     assert int(other.status) == 0
     assert np.linalg.eigvalsh(np.asarray(other.cov, float)).min() > 0
 

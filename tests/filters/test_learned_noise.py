@@ -8,6 +8,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from oracles.random_weights import shaken
 
 import filterdyn as fd
 
@@ -35,17 +36,8 @@ def record(seed=0):
     return fd.Series(np.arange(COUNT), y)
 
 
-def shaken(filter, size=0.4, seed=1):
-    """The filter with random weights."""
-    arrays, rest = eqx.partition(filter, eqx.is_inexact_array)
-    leaves, structure = jax.tree.flatten(arrays)
-    keys = jr.split(jr.key(seed), len(leaves))
-    moved = [x + size * jr.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
-    return eqx.combine(jax.tree.unflatten(structure, moved), rest)
-
-
 FRESH = fd.LearnedNoiseFilter(2, 3, key=jr.key(0), width=5)
-SHAKEN = shaken(FRESH)
+SHAKEN = shaken(FRESH, 0.4)
 SERIES = record()
 
 
@@ -168,7 +160,7 @@ def test_rows_without_measurements_in_between_change_nothing():
         fd.LinearSDE(-0.5 * jnp.eye(1), jnp.eye(1)),
         fd.LinearObservation(jnp.eye(1), 0.1),
     )
-    filter = shaken(fd.LearnedNoiseFilter(1, 1, key=jr.key(0), width=3))
+    filter = shaken(fd.LearnedNoiseFilter(1, 1, key=jr.key(0), width=3), 0.4)
     y = np.sin(np.arange(6.0))
     plain = fd.filter(model, fd.Series(np.arange(6.0), y), filter)
     times = np.sort(np.concatenate([np.arange(6.0), np.arange(5) + 0.3]))
@@ -255,7 +247,7 @@ def test_single_precision_stays_single():
 @pytest.mark.slow
 @pytest.mark.skipif(not X64, reason="training in float64")
 def test_training_finds_noise_that_comes_in_bursts():
-    """Sensor noise has a standard deviation of 0.3 or 3, for about 50 rows each. What is trained on one record
+    """Sensor noise has a standard deviation of 0.3 or 3, for about 50 rows each. What one record teaches
     gains, on another, nearly half of what knowing the bursts would."""
 
     def model(r):
