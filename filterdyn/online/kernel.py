@@ -16,6 +16,7 @@ from filterdyn.filters.stepping import AnyFilter, step
 from filterdyn.filters.verbs import check_model
 from filterdyn.model import StateSpaceModel
 from filterdyn.online.packing import Layout
+from filterdyn.online.unrolling import unrolled
 from filterdyn.status import Status
 
 #: Of a packed row: the time before, the gap, the time, the number of steps in the gap; then the
@@ -70,19 +71,8 @@ class Kernel:
 
     def _one(self, vectors: Any, row: Any) -> tuple[Any, Any]:
         self.compilations += 1
-        if jax.default_backend() != "cpu":
-            return self.packed_step(vectors, row)
-        # A loop that XLA cannot know to make one turn only: on a CPU it becomes one function, where the
-        # step alone would be a hundred.
-        blank = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(self.packed_step, vectors, row)[1]
-        )
-
-        def turn(carry: Any) -> Any:
-            return *self.packed_step(carry[0], row), jnp.bool_(False)
-
-        begin = (vectors, blank, row[1] >= 0)
-        return jax.lax.while_loop(lambda carry: carry[2], turn, begin)[:2]
+        step = self.packed_step if jax.default_backend() != "cpu" else unrolled(self.packed_step)
+        return step(vectors, row)
 
     def _many(self, vectors: Any, rows: Any, count: Any) -> tuple[Any, Any]:
         """The first `count` rows."""

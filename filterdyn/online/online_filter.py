@@ -1,5 +1,6 @@
 """A filter that takes one measurement at a time."""
 
+import functools
 import os
 from typing import Any
 
@@ -15,11 +16,11 @@ from filterdyn.filters.stepping import AnyFilter, start
 from filterdyn.filters.verbs import check_is_filter, check_is_model
 from filterdyn.forecasting import Forecast, forecast_from
 from filterdyn.model import StateSpaceModel
-from filterdyn.online.checkpoint import Reader, write
+from filterdyn.online.checkpoint import Reader, fingerprint, write
 from filterdyn.online.clock import seconds, seconds_of
 from filterdyn.online.kernel import HEAD, Kernel
 from filterdyn.online.packing import Layout
-from filterdyn.online.saving import arrays_of, facts_of, state_in
+from filterdyn.online.saving import arrays_of, state_in
 from filterdyn.online.state import OnlineState, StepResult
 
 _NAME = "OnlineFilter"
@@ -102,12 +103,14 @@ class OnlineFilter:
         """
         if self._is_traced(state, t, y, u):
             return self._step_traced(state, t, y, u)
-        t = np.float64(t) if type(t) is float else seconds(f"{_NAME}.step", "t", t)
-        gap = t - state.time
+        # (Floats of Python are faster than those of NumPy, one by one.)
+        t = t if type(t) is float else float(seconds(f"{_NAME}.step", "t", t))
+        since = float(state.time)
+        gap = t - since
         if not gap >= 0:
             raise ValueError(
-                f"{_NAME}.step: `t` is {float(t)!r}, before the last row at "
-                f"{float(state.time)!r}; expected a time that is not earlier"
+                f"{_NAME}.step: `t` is {t!r}, before the last row at {since!r}; expected a time that is "
+                "not earlier"
             )
         before = now = state.input
         if u is not None:
@@ -121,12 +124,13 @@ class OnlineFilter:
         if _INFINITE[0] in values or _INFINITE[1] in values:
             raise ValueError(f"{_NAME}: `y` has infinite entries; NaN marks a missing one")
         steps = kernel.number_of_steps(np.array([gap]))[0] if kernel.counts_steps else 0
-        parts = [state.time, gap, t, steps, *values]
+        parts = [since, gap, t, steps, *values]
         if now is not None:
             parts += [*before.tolist(), *now.tolist()]
         row = np.array(parts, kernel.dtype)
         vectors, record = kernel.one(state.vectors, row)
-        return OnlineState(t, now, vectors, state.layout), StepResult(record, kernel.record)
+        new = OnlineState(np.float64(t), now, vectors, state.layout)
+        return new, StepResult(record, kernel.record)
 
     def step_many(
         self, state: OnlineState, times: Any, observations: Any, inputs: Any = None
@@ -249,7 +253,11 @@ class OnlineFilter:
 
     def _facts(self, state: OnlineState) -> dict[str, Any]:
         """What a state belongs to."""
-        return facts_of(self.model, self.filter, state)
+        return dict(model=self._fingerprint, generator=state.layout.generator)
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.model, self.filter)
 
     def _state_in(self, reader: Reader) -> OnlineState:
         return state_in(reader, self.model, self.filter, self.init)
