@@ -19,7 +19,7 @@ test: $(VENV)/.installed-dev ## Run the tests, but for the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed-dev ## Run the slow tests
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow --ignore tests/engines
 
 test-engines: $(VENV)/.installed-dev $(VENV)/.installed-engines ## Drive Kafka's protocol and Spark (where there is Java) on this machine
 	$(BIN)/python -m pytest -m slow -rs tests/engines
