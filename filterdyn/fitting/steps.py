@@ -61,19 +61,33 @@ def take(
 
 
 def stepper(
-    loss: Loss, rule: optax.GradientTransformationExtraArgs, keeps_best: bool, many: bool
+    loss: Loss,
+    rule: optax.GradientTransformationExtraArgs,
+    keeps_best: bool,
+    many: bool,
+    most: int,
 ) -> Callable[[FitState, Any, Any, int], tuple[FitState, Array]]:
-    """`length` steps from a state as one compiled scan; of `many` states side by side, each with leaves
-    of its own. Losses are (length,), or (S, length)."""
+    """`length` <= `most` steps from a state as one compiled loop; of `many` states side by side, each with
+    leaves of its own. Losses are (most,), or (S, most), of which the first `length` are set."""
 
-    def scan(state: FitState, own: Any, shared: Any, length: int) -> tuple[FitState, Array]:
-        body = lambda state, _: take(loss, rule, state, (own, shared), keeps_best)
-        return jax.lax.scan(body, state, None, length=length)
+    def loop(state: FitState, own: Any, shared: Any, length: Array) -> tuple[FitState, Array]:
+        def body(i: Array, carry: tuple[FitState, Array]) -> tuple[FitState, Array]:
+            state, losses = carry
+            state, value = take(loss, rule, state, (own, shared), keeps_best)
+            return state, losses.at[i].set(value)
+
+        blank = jnp.full(most, jnp.nan, state.best_loss.dtype)
+        return jax.lax.fori_loop(0, length, body, (state, blank))
 
     @eqx.filter_jit
-    def advance(state: FitState, own: Any, shared: Any, length: int) -> tuple[FitState, Array]:
+    def advance(state: FitState, own: Any, shared: Any, length: Array) -> tuple[FitState, Array]:
         if not many:
-            return scan(state, own, shared, length)
-        return jax.vmap(lambda state, own: scan(state, own, shared, length))(state, own)
+            return loop(state, own, shared, length)
+        return jax.vmap(lambda state, own: loop(state, own, shared, length))(state, own)
 
-    return advance
+    def run(state: FitState, own: Any, shared: Any, length: int) -> tuple[FitState, Array]:
+        # (As a number that is not static, so that a shorter last chunk is not compiled again.)
+        state, losses = advance(state, own, shared, jnp.int32(length))
+        return state, losses[..., :length]
+
+    return run

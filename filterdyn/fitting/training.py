@@ -174,7 +174,8 @@ def fit(
             value = total / count
         return value if log_prior is None else value - log_prior(candidate) / size
 
-    advance = stepper(loss, rule, validation is None and length is None, many)
+    keeps_best = validation is None and length is None
+    advance = stepper(loss, rule, keeps_best, many, min(chunk, steps))
     look = None
     if validation is not None:
         held_out = laid_out("validation", validation, validation_states, "validation_states")
