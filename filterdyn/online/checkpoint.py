@@ -5,6 +5,7 @@ a manifest, the manifest in JSON, and the arrays in NumPy's format. Nothing in i
 unpickled.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -97,7 +98,7 @@ def packed(kind: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
     manifest = json.dumps(
         dict(
             format=FORMAT,
-            version=version("filterdyn"),
+            version=_version(),
             kind=kind,
             facts=dict(facts),
             arrays=entries,
@@ -105,6 +106,11 @@ def packed(kind: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
     ).encode()
     digest = hashlib.sha256(manifest).hexdigest().encode()
     return b"".join([_MAGIC, digest, f"{len(manifest):016d}".encode(), manifest, *blobs.values()])
+
+
+@functools.cache
+def _version() -> str:
+    return version("filterdyn")
 
 
 def _blob(array: np.ndarray) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 
 from filterdyn.filters.sampling_scan import FULL
 from filterdyn.filters.stepping import start
-from filterdyn.online.checkpoint import fingerprint, write
+from filterdyn.online.checkpoint import write
 from filterdyn.online.kernel import Kernel
 from filterdyn.online.online_filter import OnlineFilter
 from filterdyn.online.packing import Layout
@@ -59,7 +59,7 @@ def export(
         jax=jax.__version__,
         calling_convention=max(e.calling_convention_version for e in exported.values()),
         platforms=list(platforms),
-        model=fingerprint(online.model, online.filter),
+        model=online._fingerprint,
         filter=type(online.filter).__name__,
         dtype=str(np.dtype(dtype)),
         dx=online.model.dx,

@@ -71,7 +71,7 @@ def test_a_killed_application_goes_on_and_every_row_comes_once(tmp_path):
     write_files(tmp_path, events)
     with (tmp_path / "log").open("w") as log:
         application = start(tmp_path, log)
-        end = time.monotonic() + 300
+        end = time.monotonic() + 600
         while not (tmp_path / "checkpoints/offsets/2").exists() and time.monotonic() < end:
             assert application.poll() is None, (tmp_path / "log").read_text()[-4000:]
             time.sleep(0.01)
@@ -81,7 +81,7 @@ def test_a_killed_application_goes_on_and_every_row_comes_once(tmp_path):
         assert (tmp_path / "checkpoints/commits/1").exists()
 
         application = start(tmp_path, log)
-        assert application.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-4000:]
+        assert application.wait(timeout=600) == 0, (tmp_path / "log").read_text()[-4000:]
 
     rows = json.loads((tmp_path / "found.json").read_text())
     new = [row for row in rows if row["fate"] == "new"]
