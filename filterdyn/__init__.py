@@ -46,7 +46,7 @@ from filterdyn.filters import (
 )
 from filterdyn.fitting import FitResult, fit
 from filterdyn.forecasting import Forecast, forecast
-from filterdyn.inference import ObservedSeries, to_datatree
+from filterdyn.inference import LatentPath, ObservedSeries, PathObservations, to_datatree
 from filterdyn.initial import Diffuse, stationary
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
@@ -171,7 +171,9 @@ __all__ = [
     "Simulation",
     "Status",
     # NumPyro
+    "LatentPath",
     "ObservedSeries",
+    "PathObservations",
     "to_datatree",
     # online
     "OnlineFilter",

@@ -91,6 +91,24 @@ class AbstractDynamics(eqx.Module):
             "path_solver=diffrax.Euler() have one)"
         )
 
+    def normals(self, x: Float[Array, " dx"], interval: Interval) -> tuple[int, ...]:
+        """Shape of the standard normal numbers that `driven_by` makes a move of.
+
+        **Raises:** `TypeError` if the move is no known function of such numbers.
+        """
+        raise TypeError(
+            f"{type(self).__name__} is not known as a function of standard normal numbers "
+            "(Transition with Gaussians or transforms of them, LinearTransition, LinearSDE, SDE and ODE "
+            "are)"
+        )
+
+    def driven_by(
+        self, x: Float[Array, " dx"], normals: Float[Array, "..."], interval: Interval
+    ) -> Float[Array, " dx"]:
+        """The state at the end of `interval`, given `x` at its beginning, as a differentiable function
+        of standard normal numbers: with random ones it is a draw."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
         """Raise if the model does not move a state like `x` (shapes only)."""

@@ -71,7 +71,7 @@ class Transition(AbstractDynamics):
         known = []
 
         def look(x: Array, e: Array) -> Array:
-            moved = _reparameterized(self.distribution(t, x, u), e)
+            moved = reparameterized(self.distribution(t, x, u), e)
             known.append(moved is not None)
             return x if moved is None else moved
 
@@ -89,16 +89,44 @@ class Transition(AbstractDynamics):
         d = self.distribution(interval.time, x_from, interval.input)
         return jnp.asarray(d.log_prob(x_to), x_to.dtype)
 
+    def normals(self, x: Float[Array, " dx"], interval: Interval) -> tuple[int, ...]:
+        found = []
+
+        def look(x: Array) -> Array:
+            found.append(self.distribution(interval.time, x, interval.input))
+            return x
+
+        jax.eval_shape(look, x)
+        try:
+            jax.eval_shape(lambda x: self.driven_by(x, x, interval), x)
+        except TypeError:
+            raise TypeError(
+                f"Transition: `fn(t, x, u)` returned {type(bare(found[0])).__name__}, which is not known "
+                "as a function of standard normal numbers (Gaussians and transforms of them are)"
+            ) from None
+        return x.shape
+
+    def driven_by(
+        self, x: Float[Array, " dx"], normals: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, " dx"]:
+        d = self.distribution(interval.time, x, interval.input)
+        moved = reparameterized(d, normals)
+        if moved is None:
+            raise TypeError(f"{type(bare(d)).__name__} is not a transform of a Gaussian")
+        return jnp.where(interval.gap > 0, moved.astype(x.dtype), x)
+
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
         jax.eval_shape(self.distribution, t, x, u)
 
 
-def _reparameterized(d: dist.Distribution, noise: Float[Array, " dx"]) -> Array | None:
-    """The draw that a standard normal `noise` makes of a Gaussian or of a transform of one; `None` for
-    any other family."""
+def reparameterized(d: dist.Distribution, noise: Float[Array, " dx"]) -> Array | None:
+    """The draw that a standard normal `noise` makes of a Gaussian, a transform of one, or a `Delta`;
+    `None` for any other family."""
     inner = bare(d)
+    if isinstance(inner, dist.Delta):
+        return jnp.broadcast_to(jnp.asarray(inner.v, noise.dtype), noise.shape)
     if isinstance(inner, dist.TransformedDistribution):
-        z = _reparameterized(inner.base_dist, noise)
+        z = reparameterized(inner.base_dist, noise)
         if z is not None:
             for transform in inner.transforms:
                 z = transform(z)

@@ -84,9 +84,7 @@ class LinearTransition(AbstractDynamics):
         return Affine(value, f, noise), jnp.int32(Status.OK)
 
     def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
-        f, q, offset = self._parts(interval.time, interval.input)
-        noise = sampling_factor(PSD.from_matrix(q)) @ jr.normal(key, x.shape, x.dtype)
-        return jnp.where(interval.gap > 0, mv(f, x) + offset + noise, x)
+        return self.driven_by(x, jr.normal(key, x.shape, x.dtype), interval)
 
     def sample_many(
         self, key: Array, x: Float[Array, "N dx"], interval: Interval
@@ -95,6 +93,16 @@ class LinearTransition(AbstractDynamics):
         factor = sampling_factor(self._noise(interval))
         moved = rows_through(f, x) + offset + draws(key, factor, x)
         return jnp.where(interval.gap > 0, moved, x)
+
+    def normals(self, x: Float[Array, " dx"], interval: Interval) -> tuple[int, ...]:
+        return x.shape
+
+    def driven_by(
+        self, x: Float[Array, " dx"], normals: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, " dx"]:
+        f, _, offset = self._parts(interval.time, interval.input)
+        noise = mv(sampling_factor(self._noise(interval)), normals)
+        return jnp.where(interval.gap > 0, mv(f, x) + offset + noise, x)
 
     def log_density(
         self, x_to: Float[Array, " dx"], x_from: Float[Array, " dx"], interval: Interval
@@ -193,9 +201,7 @@ class LinearSDE(AbstractDynamics):
         return self._move(belief.mean, interval)[0], jnp.int32(Status.OK)
 
     def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
-        move, _ = self._move(x, interval)
-        noise = sampling_factor(move.noise) @ jr.normal(key, x.shape, x.dtype)
-        return jnp.where(interval.gap > 0, move.value + noise, x)
+        return self.driven_by(x, jr.normal(key, x.shape, x.dtype), interval)
 
     def sample_many(
         self, key: Array, x: Float[Array, "N dx"], interval: Interval
@@ -203,6 +209,16 @@ class LinearSDE(AbstractDynamics):
         move, _ = self._move(jnp.zeros_like(x[0]), interval)
         factor = sampling_factor(move.noise)
         return rows_through(move.slope, x) + move.value + draws(key, factor, x)
+
+    def normals(self, x: Float[Array, " dx"], interval: Interval) -> tuple[int, ...]:
+        return x.shape
+
+    def driven_by(
+        self, x: Float[Array, " dx"], normals: Float[Array, " dx"], interval: Interval
+    ) -> Float[Array, " dx"]:
+        move, _ = self._move(x, interval)
+        noise = mv(sampling_factor(move.noise), normals)
+        return jnp.where(interval.gap > 0, move.value + noise, x)
 
     def log_density(
         self, x_to: Float[Array, " dx"], x_from: Float[Array, " dx"], interval: Interval

@@ -139,13 +139,21 @@ class ODE(AbstractDynamics):
         return found.to_affine(), found.aux.max()
 
     def sample(self, key: Array, x: Float[Array, " dx"], interval: Interval) -> Float[Array, " dx"]:
-        z, _, status = self._solve(x, interval, jacobian=False)
-        return jnp.where(interval.gap > 0, jnp.where(status == Status.OK, z, jnp.nan), x)
+        return self.driven_by(x, jnp.zeros(0, x.dtype), interval)
 
     def sample_many(
         self, key: Array, x: Float[Array, "N dx"], interval: Interval
     ) -> Float[Array, "N dx"]:
         return jax.vmap(lambda x: self.sample(key, x, interval))(x)
+
+    def normals(self, x: Float[Array, " dx"], interval: Interval) -> tuple[int, ...]:
+        return (0,)
+
+    def driven_by(
+        self, x: Float[Array, " dx"], normals: Float[Array, " 0"], interval: Interval
+    ) -> Float[Array, " dx"]:
+        z, _, status = self._solve(x, interval, jacobian=False)
+        return jnp.where(interval.gap > 0, jnp.where(status == Status.OK, z, jnp.nan), x)
 
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
         check_field(owner, "field", self.field, t, x, u)

@@ -273,6 +273,21 @@ class SDE(AbstractDynamics):
 
         return self._along(interval, x, body)
 
+    def normals(self, x: Float[Array, " dx"], interval: Interval) -> tuple[int, ...]:
+        width = jax.eval_shape(lambda: self._noise(interval.time, x, interval.input)).shape[1]
+        steps = steps_in(interval, self.substeps, interval.table or 0)
+        return steps.most, numbers_for(levy_area_for(self.path_solver.value)), width
+
+    def driven_by(
+        self, x: Float[Array, " dx"], normals: Float[Array, "steps k dw"], interval: Interval
+    ) -> Float[Array, " dx"]:
+        levy_area, step = levy_area_for(self.path_solver.value), self._path_step(interval)
+
+        def one(x: Array, i: Array, length: Array) -> Array:
+            return step(GivenIncrement(normals[i], levy_area), x, i * length, length)
+
+        return self._along(interval, x, one)
+
     def _path_step(self, interval: Interval) -> Callable[..., Array]:
         """One step of the path solver from a state, with the increments of a Brownian path."""
         t, u, solver = interval.time, interval.input, self.path_solver.value

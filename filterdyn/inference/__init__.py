@@ -4,7 +4,15 @@ map without derivatives."""
 from filterdyn.inference.datatree import to_datatree as to_datatree
 from filterdyn.inference.ensemble_inversion import Inversion, ensemble_kalman_inversion
 from filterdyn.inference.iterative_smoother import iterative_ensemble_smoother
+from filterdyn.inference.latent_path import LatentPath as LatentPath
 from filterdyn.inference.observed_series import ObservedSeries as ObservedSeries
+from filterdyn.inference.path_observations import PathObservations as PathObservations
+from filterdyn.inference.path_reparam import PathReparam
 
 # What is called `fd.ObservedSeries` has that one name only.
-__all__ = ["Inversion", "ensemble_kalman_inversion", "iterative_ensemble_smoother"]
+__all__ = [
+    "Inversion",
+    "PathReparam",
+    "ensemble_kalman_inversion",
+    "iterative_ensemble_smoother",
+]

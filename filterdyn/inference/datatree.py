@@ -14,6 +14,7 @@ from numpyro.infer import MCMC
 
 from filterdyn._checks import check_key
 from filterdyn.inference.observed_series import ObservedSeries
+from filterdyn.inference.path_observations import PathObservations
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -37,7 +38,8 @@ def to_datatree(
     observation_names: Any = None,
     **kwargs: Any,
 ) -> "DataTree":
-    """Posterior samples of a NumPyro model with an `ObservedSeries` as an ArviZ `DataTree`.
+    """Posterior samples of a NumPyro model with an `ObservedSeries`, or with `PathObservations`, as an
+    ArviZ `DataTree`.
 
     **Arguments:**
 
@@ -52,9 +54,9 @@ def to_datatree(
 
     - `posterior`: the samples, (chain, draw, ...);
     - `posterior_predictive`: a replicated series for every draw, (chain, draw, time, observation);
-    - `log_likelihood`: log p(y_t | y_1:t-1) of every row with an observed entry, (chain, draw, time):
-      the pointwise log-likelihood that `arviz_stats.loo` needs (a whole series is one number, from
-      which no cross-validation can be made);
+    - `log_likelihood`: log p(y_t | y_1:t-1), or of `PathObservations` log p(y_t | x_t), of every row
+      with an observed entry, (chain, draw, time): the pointwise log-likelihood that `arviz_stats.loo`
+      needs (a whole series is one number, from which no cross-validation can be made);
     - `observed_data`: (time, observation), NaN where missing;
     - `sample_stats`, for an `MCMC`: divergences and what else it recorded.
 
@@ -72,7 +74,7 @@ def to_datatree(
     key = jax.random.key(0) if key is None else key
     check_key("to_datatree", key)
 
-    def at_site(sample: Any) -> tuple[ObservedSeries, Any]:
+    def at_site(sample: Any) -> tuple[ObservedSeries | PathObservations, Any]:
         seeded = handlers.seed(handlers.substitute(model, data=sample), jax.random.key(0))
         trace = handlers.trace(seeded).get_trace(*args, **kwargs)
         found = _observed_series(trace, site)
@@ -176,7 +178,9 @@ def _spread(pointwise: np.ndarray) -> np.ndarray:
     return pointwise.astype(np.float64) + equal * ramp[..., None]
 
 
-def _observed_series(trace: Mapping[str, Any], site: str) -> tuple[ObservedSeries, Any]:
+def _observed_series(
+    trace: Mapping[str, Any], site: str
+) -> tuple[ObservedSeries | PathObservations, Any]:
     if site not in trace:
         raise KeyError(
             f"to_datatree: the model has no site {site!r}; its sites are {sorted(trace)}"
@@ -185,11 +189,12 @@ def _observed_series(trace: Mapping[str, Any], site: str) -> tuple[ObservedSerie
     distribution = node.get("fn")
     while isinstance(distribution, numpyro.distributions.ExpandedDistribution):
         distribution = distribution.base_dist
-    if not isinstance(distribution, ObservedSeries) or not node["is_observed"]:
+    if not isinstance(distribution, ObservedSeries | PathObservations) or not node["is_observed"]:
         raise TypeError(
             f"to_datatree: site {site!r} is "
             f"{'an unobserved ' if not node.get('is_observed') else ''}{type(distribution).__name__};"
-            " expected an observed fd.ObservedSeries (pass the data as the model was run)"
+            " expected an observed fd.ObservedSeries or fd.PathObservations (pass the data as the model "
+            "was run)"
         )
     return distribution, jnp.asarray(node["value"])
 

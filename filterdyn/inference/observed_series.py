@@ -22,6 +22,7 @@ from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.sampling_verbs import require_key
 from filterdyn.filters.stepping import AnyFilter
 from filterdyn.filters.verbs import check_is_filter, check_is_model, check_model
+from filterdyn.inference.batch import check_batch, over_batch
 from filterdyn.inference.support import SeriesSupport, series_support
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import blank
@@ -80,20 +81,11 @@ class ObservedSeries(dist.Distribution):
         check_is_filter(_NAME, filter)
         require_key(_NAME, filter, key)
         batch_shape = tuple(int(n) for n in batch_shape)
-        if model.batch_shape not in ((), batch_shape):
-            raise ValueError(
-                f"{_NAME}: `model` is a batch of shape {model.batch_shape} but `batch_shape` is "
-                f"{batch_shape}; give batch_shape={model.batch_shape}"
-            )
         if t0 is not None and np.ndim(t0) and np.ndim(times) == 1:
             xp = jnp if is_traced(times) else np
             times = xp.broadcast_to(xp.asarray(times), (*batch_shape, *np.shape(times)))
+        check_batch(_NAME, model, times, batch_shape)
         many = np.ndim(times) > 1
-        if many and (not batch_shape or np.shape(times)[:-1] != batch_shape):
-            raise ValueError(
-                f"{_NAME}: `times` has shape {np.shape(times)} but `batch_shape` is {batch_shape}; "
-                f"expected times (T,), or batch_shape={np.shape(times)[:-1]} for a batch"
-            )
         self.model = model
         self.series = blank(_NAME, times, inputs, model.dtype(), batch_shape if many else ())
         self.filter = filter
@@ -193,26 +185,6 @@ class ObservedSeries(dist.Distribution):
         return out.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
 
-def _over_batch(
-    function: Callable[..., Array],
-    model: StateSpaceModel,
-    rows: Row,
-    batch_shape: tuple[int, ...],
-    each: Any,
-) -> Array:
-    """`function(model, rows, one)` for all of `each`, arrays (n, *batch_shape, ...)."""
-    axes = (
-        eqx.if_array(0) if model.batch_shape else None,
-        eqx.if_array(0) if rows.time.ndim > 1 else None,
-        0,
-    )
-    for _ in batch_shape:
-        function = eqx.filter_vmap(function, in_axes=axes)
-    if len(jax.tree.leaves(each)[0]) == 1:
-        return function(model, rows, jax.tree.map(lambda x: x[0], each))[None]
-    return eqx.filter_vmap(function, in_axes=(None, None, 0))(model, rows, each)
-
-
 def _log_density(
     model: StateSpaceModel,
     rows: Row,
@@ -246,12 +218,12 @@ def _log_density(
         return each if pointwise else total
 
     if not isinstance(filter, AbstractSamplingFilter):
-        return _over_batch(one, model, rows, batch_shape, (values, None))
+        return over_batch(one, model, rows, batch_shape, (values, None))
     # Series of a batch have keys of their own; one without a batch has that of `filter`.
     assert key is not None
     keys = jax.random.split(key, batch_shape) if batch_shape else key
     keys = jnp.broadcast_to(keys, (len(values), *keys.shape))
-    return _over_batch(one, model, rows, batch_shape, (values, keys))
+    return over_batch(one, model, rows, batch_shape, (values, keys))
 
 
 def _sample(
@@ -261,7 +233,7 @@ def _sample(
         check_model(_NAME, model, rows, any_dy=True)
         return simulate_model(model, rows, plan, key)[1]
 
-    return _over_batch(one, model, rows, batch_shape, keys)
+    return over_batch(one, model, rows, batch_shape, keys)
 
 
 _compiled_log_density = compiled("ObservedSeries.log_prob", _log_density)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 
+from filterdyn.dynamics import Transition
 from filterdyn.model import StateSpaceModel
 
 
@@ -45,10 +46,33 @@ def series_support(model: StateSpaceModel, u: Any) -> SeriesSupport:
 
     jax.eval_shape(look, jnp.zeros(model.dx, model.dtype()))
     (entry,) = found
+    return SeriesSupport(_of_entries(entry))
+
+
+def path_support(model: StateSpaceModel, u: Any) -> Any:
+    """The support of paths (T, dx): that of each entry where the start and the moves have one and the
+    same, and real numbers otherwise."""
+    found: list[Any] = [model.initial.support]
+
+    def look(x: Array) -> Array:
+        assert isinstance(model.dynamics, Transition)
+        found.append(model.dynamics.distribution(jnp.zeros((), x.dtype), x, u).support)
+        return x
+
+    entry: Any = constraints.real
+    if isinstance(model.dynamics, Transition):
+        jax.eval_shape(look, jnp.zeros(model.dx, model.dtype()))
+        start, move = map(_of_entries, found)
+        entry = move if type(start) is type(move) else entry
+    return constraints.independent(entry, 2)
+
+
+def _of_entries(entry: Any) -> Any:
+    """The support of every entry of a vector; real numbers where it depends on parameters."""
     while isinstance(entry, constraints.independent):
         entry = entry.base_constraint
     depends = constraints.is_dependent(entry) or entry.event_dim or jax.tree.leaves(entry)
-    return SeriesSupport(constraints.real if depends else entry)
+    return constraints.real if depends else entry
 
 
 @biject_to.register(SeriesSupport)

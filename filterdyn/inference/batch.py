@@ -1,0 +1,49 @@
+"""Many series of one model, or of a batch of models, in one call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from filterdyn.filters.rows import Row
+from filterdyn.model import StateSpaceModel
+
+
+def check_batch(
+    owner: str, model: StateSpaceModel, times: Any, batch_shape: tuple[int, ...]
+) -> None:
+    """**Raises:** `ValueError` for a batch of models or of timelines that `batch_shape` does not say."""
+    if model.batch_shape not in ((), batch_shape):
+        raise ValueError(
+            f"{owner}: `model` is a batch of shape {model.batch_shape} but `batch_shape` is "
+            f"{batch_shape}; give batch_shape={model.batch_shape}"
+        )
+    many = np.ndim(times) > 1
+    if many and (not batch_shape or np.shape(times)[:-1] != batch_shape):
+        raise ValueError(
+            f"{owner}: `times` has shape {np.shape(times)} but `batch_shape` is {batch_shape}; "
+            f"expected times (T,), or batch_shape={np.shape(times)[:-1]} for a batch"
+        )
+
+
+def over_batch(
+    function: Callable[..., Array],
+    model: StateSpaceModel,
+    rows: Row,
+    batch_shape: tuple[int, ...],
+    each: Any,
+) -> Array:
+    """`function(model, rows, one)` for all of `each`, arrays (n, *batch_shape, ...)."""
+    axes = (
+        eqx.if_array(0) if model.batch_shape else None,
+        eqx.if_array(0) if rows.time.ndim > 1 else None,
+        0,
+    )
+    for _ in batch_shape:
+        function = eqx.filter_vmap(function, in_axes=axes)
+    if len(jax.tree.leaves(each)[0]) == 1:
+        return function(model, rows, jax.tree.map(lambda x: x[0], each))[None]
+    return eqx.filter_vmap(function, in_axes=(None, None, 0))(model, rows, each)
