@@ -8,7 +8,7 @@ from contestants import Runs
 PACKAGE = "filterpy"
 
 
-def _filter(problem):
+def make(problem):
     dx, dy = len(problem.F), len(problem.H)
     filter = KalmanFilter(dim_x=dx, dim_z=dy)
     filter.F, filter.H, filter.Q, filter.R = problem.F, problem.H, problem.Q, problem.R
@@ -18,7 +18,7 @@ def _filter(problem):
 
 def linear(problem):
     def moments():
-        filter = _filter(problem)
+        filter = make(problem)
         total, means, covs = 0.0, [], []
         for row, y in enumerate(problem.ys):
             if row:
