@@ -162,7 +162,9 @@ def test_what_is_added_to_a_gain_has_its_units():
 
 
 def test_weights_that_are_not_finite_are_a_status_and_not_a_number():
-    broken = eqx.tree_at(lambda f: f.network.gain.out.bias, SCALAR, jnp.full(1, jnp.nan))
+    broken = eqx.tree_at(
+        lambda f: f.network.gain.out.bias, SCALAR, replace_fn=lambda b: b * jnp.nan
+    )
     found = fd.filter(level(), SERIES, broken)
     assert fd.Status(int(found.status)) is fd.Status.MODEL_NOT_FINITE
     assert float(found.log_likelihood) == -np.inf

@@ -221,7 +221,7 @@ def test_the_smoother_ends_where_the_filter_does(result):
 
 
 def test_weights_that_are_not_finite_are_a_status_and_not_a_number():
-    broken = eqx.tree_at(lambda f: f.network.head.bias, SHAKEN, jnp.full(9, jnp.nan))
+    broken = eqx.tree_at(lambda f: f.network.head.bias, SHAKEN, replace_fn=lambda b: b * jnp.nan)
     found = fd.filter(linear(), SERIES, broken)
     assert fd.Status(int(found.status)) is fd.Status.MODEL_NOT_FINITE
     assert float(found.log_likelihood) == -np.inf
