@@ -79,6 +79,7 @@ def test_what_is_refused_is_told_and_changes_nothing(once):
         keyed.advance("a", content[:-1] + b"?", [good])
 
 
+@pytest.mark.slow
 def test_keys_draw_numbers_of_their_own():
     model = fd.StateSpaceModel(
         dist.Normal(0.0, jnp.ones(1)).to_event(1),

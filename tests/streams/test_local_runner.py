@@ -86,6 +86,7 @@ def test_a_runner_that_dies_anywhere_is_followed_by_one_that_goes_on_to_the_bit(
     assert [o.event for o in taken] == EVENTS
 
 
+@pytest.mark.slow
 def test_a_filter_from_a_file_gives_the_same_and_goes_on_likewise(online, uninterrupted, tmp_path):
     fd.export(online, tmp_path / "plant", num_inputs=1, platforms=["cpu"])
     found = []
