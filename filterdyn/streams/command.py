@@ -127,20 +127,28 @@ def _list(text: str) -> list[str]:
 
 
 def _floats(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected numbers with commas") from None
 
 
 def _time(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return datetime.datetime.fromisoformat(text)
+    for read in (float, datetime.datetime.fromisoformat):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    raise argparse.ArgumentTypeError(f"{text!r}; expected a number or ISO 8601")
 
 
 def _late(text: str) -> AbstractLatePolicy:
     policy, _, window = text.partition(":")
-    if policy == "replay" and window:
-        return fd.ReplayLate(float(window))
-    if text in ("drop", "reject"):
-        return fd.DropLate() if text == "drop" else fd.RejectLate()
-    raise argparse.ArgumentTypeError(f"{text!r}; expected drop, reject or replay:SECONDS")
+    try:
+        if policy == "replay":
+            return fd.ReplayLate(float(window))
+        return {"drop": fd.DropLate, "reject": fd.RejectLate}[text]()
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected drop, reject or replay:SECONDS"
+        ) from None

@@ -186,9 +186,17 @@ def test_help_shows_the_options_and_a_line_in_and_out(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert fd.__version__ in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["stream", "--model", "a:b", "--checkpoint", "c", "--late", "sometimes"])
-    assert "expected drop, reject or replay:SECONDS" in capsys.readouterr().err
+    given = ["stream", "--model", "a:b", "--checkpoint", "c"]
+    for option, value, message in (
+        ("--late", "sometimes", "expected drop, reject or replay:SECONDS"),
+        ("--late", "replay:-1", "expected drop, reject or replay:SECONDS"),
+        ("--t0", "yesterday", "expected a number or ISO 8601"),
+        ("--u0", "1,b", "expected numbers with commas"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main([*given, option, value])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_sigterm_makes_a_last_snapshot_and_a_pipe_that_goes_on_is_taken_on(call, folder, tmp_path):
