@@ -18,6 +18,8 @@ from filterdyn.streams.runner import LocalRunner
 def stream(chosen: argparse.Namespace) -> int:
     """Filter the input to its end, or until a signal; the exit status."""
     jax.config.update("jax_enable_x64", not chosen.float32)
+    # A step is shorter than what it costs to hand it to another thread.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     runner = LocalRunner(
         online_filter("--model", chosen.model, chosen.filter),
         chosen.checkpoint,
