@@ -71,7 +71,8 @@ def _printed(script: str) -> str:
 def _run(script: str) -> Path:
     """The directory in which an example was run: `printed.txt`, and `output/` with its figures."""
     path = ROOT / "examples" / script
-    parts = [path, *sorted((ROOT / "filterdyn").rglob("*.py"))]
+    examples = sorted(path.parent.glob("*.py"))  # one may import another
+    parts = [*examples, *sorted((ROOT / "filterdyn").rglob("*.py"))]
     digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()[
         :16
     ]
@@ -80,10 +81,11 @@ def _run(script: str) -> Path:
         return done
     print(f"Running examples/{script} --quick", file=sys.stderr)
     work = Path(tempfile.mkdtemp())
-    # A copy, so that the figures of a full run stay where they are.
-    copy = Path(shutil.copy(path, work))
+    # Copies, so that the figures of a full run stay where they are.
+    for example in examples:
+        shutil.copy(example, work)
     run = subprocess.run(
-        [sys.executable, str(copy), "--quick"],
+        [sys.executable, str(work / script), "--quick"],
         cwd=work,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
