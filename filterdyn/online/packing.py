@@ -6,7 +6,7 @@ are exactly: then there is one vector.
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -53,10 +53,10 @@ class Layout:
             dtype = str(data.dtype)
             name = "float64" if wide and dtype in _EXACT else dtype
             start = sizes.setdefault(name, 0)
-            places.append((name, start, tuple(data.shape), dtype, generator))
+            places.append((name, _Leaf(0, start, tuple(data.shape), dtype, generator)))
             sizes[name] = start + math.prod(data.shape)
         names = tuple(sizes)
-        leaves = tuple(_Leaf(names.index(name), *place) for name, *place in places)
+        leaves = tuple(replace(leaf, group=names.index(name)) for name, leaf in places)
         return Layout(structure, leaves, names, tuple(sizes.values()))
 
     @functools.cached_property
