@@ -6,9 +6,9 @@
 **Linear** (Revach et al. 2022, section IV-B): F is the identity with a first row of ones, H the identity (two
 states) or the reverse canonical form (five), Q = 0.01 I, R = I, 100 rows from a known state; 1,000 series to
 train on, 200 to test. Learned filters start from a model whose Q is 100 times too large. Errors in decibel,
-10 log10 of the mean square over states. `--torch` names a Python that has PyTorch, for KalmanNet itself. "ms a
-step" is the CPU time of one gradient over 30 series, without compilation, "train" that of a whole training with it.
-The published training of KalmanNet has 4,000 steps (`--torch-steps`); fewer are for its time only.
+10 log10 of the mean square over states. `--torch` names a Python that has PyTorch, for KalmanNet itself; its
+published training has 4,000 steps (`--torch-steps`), fewer are for its time only. "ms a step" is the CPU time
+of one gradient over 30 series, without compilation, "train" that of a whole training with it.
 
 **Lorenz** (section IV-D): five terms of the Taylor series of the flow over 0.02, noise at -20 dB, H turned by
 1 degree about each axis. The angles are fitted by the likelihood of 50 series of measurements, without any
