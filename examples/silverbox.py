@@ -82,10 +82,13 @@ def with_next_input(series):
     return fd.Series(series.times, series.observations, np.stack([u, np.append(u[1:], u[-1])], 1))
 
 
-def train(series, burn_in, steps):
+def train(series, burn_in, quick):
     options = {"optimizer": optax.lbfgs(), "burn_in": burn_in, "chunk": 10}
-    near = fd.fit(oscillator(), series, FILTER, steps=steps // 2, objective="prediction", **options)
-    return fd.fit(near.model, series, FILTER, steps=steps, objective="simulation", **options)
+    near = oscillator()
+    if not quick:
+        near = fd.fit(near, series, FILTER, steps=25, objective="prediction", **options).model
+    steps = 6 if quick else 50
+    return fd.fit(near, series, FILTER, steps=steps, objective="simulation", **options)
 
 
 def draw(tests, free, path):
@@ -104,7 +107,7 @@ def main(quick, output):
     records = fd.datasets.silverbox(stand_in=True)
     print("Silverbox" if records.real else "a simulated oscillator (no recording was found)")
     rows = 1000 if quick else 10_000
-    fitted = train(with_next_input(records.train[:rows]), records.burn_in, 6 if quick else 50)
+    fitted = train(with_next_input(records.train[:rows]), records.burn_in, quick)
     tests = {name: with_next_input(one) for name, one in records.tests.items()}
     if quick:
         tests = {name: one[:1000] for name, one in tests.items()}

@@ -28,6 +28,14 @@ class Decay(eqx.Module):
         return dist.MultivariateNormal(mean, scale_tril=0.05 * jnp.eye(1))
 
 
+class Single(Decay):
+    """The same, in single precision throughout."""
+
+    def __call__(self, t, x, u):
+        mean = x + 0.2 * (u - self.rate * x)
+        return dist.MultivariateNormal(mean, scale_tril=0.05 * jnp.eye(1, dtype=x.dtype))
+
+
 def tank(rate=1.0, initial=None):
     initial = dist.Normal(jnp.zeros(1), 2.0).to_event(1) if initial is None else initial
     return fd.StateSpaceModel(
@@ -287,3 +295,23 @@ def test_a_window_of_irregular_times_takes_the_steps_that_its_gaps_need():
     )
     expected = -fd.log_likelihood(model, series[20:30], EKF)
     np.testing.assert_allclose(score.total, expected, rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_single_precision_stays_single_and_finds_the_rate_of_double_precision():
+    narrow = lambda tree: jax.tree.map(
+        lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, tree
+    )
+    options = {"optimizer": optax.adam(0.1), "steps": 30, "chunk": 30}
+    wide = fd.fit(tank(0.3), LONG, EKF, **options)
+    series = fd.Series(LONG.times, *narrow((LONG.observations, LONG.inputs)))
+    single = Single(jnp.float32(0.3))
+    model = narrow(
+        fd.StateSpaceModel(
+            tank().initial, fd.Transition(single), fd.LinearObservation(jnp.eye(1), 0.05**2)
+        )
+    )
+    found = fd.fit(model, series, EKF, **options)
+    assert found.losses.dtype == np.float32 and RATE(found.model).dtype == jnp.float32
+    np.testing.assert_allclose(found.losses, wide.losses, rtol=1e-3)
+    np.testing.assert_allclose(RATE(found.model), RATE(wide.model), rtol=1e-3)
