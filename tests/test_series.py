@@ -280,8 +280,8 @@ def test_a_verb_that_takes_no_stack_says_to_map_over_it():
     with pytest.raises(ValueError, match=message.format("smooth")):
         fd.smooth(oscillator(1.0), fd.stack(RAGGED), fd.KalmanFilter())
     sampling = fd.EnsembleKalmanFilter(10)
-    with pytest.raises(ValueError, match=message.format("log_likelihood")):
-        fd.log_likelihood(oscillator(1.0), fd.stack(RAGGED), sampling, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=message.format("smooth")):
+        fd.smooth(oscillator(1.0), fd.stack(RAGGED), sampling, key=jax.random.key(0))
 
 
 # Times that are only known inside jit: a status, not silence.

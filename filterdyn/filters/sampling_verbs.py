@@ -1,5 +1,6 @@
 """The verbs `filter` and `log_likelihood` for filters that sample."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,6 +54,24 @@ def _check(model: StateSpaceModel, rows: Row) -> None:
     model.check("filter", None, u, rows.observation.shape[1], rows.observation.dtype)
 
 
+def _of_each(one: Callable[[Row, Any], Any], rows: Row, key: Array) -> Any:
+    """`one(rows, key)`; of a batch of series, that of each with a key of its own."""
+    lead = rows.time.shape[:-1]
+    if not lead:
+        return one(rows, key)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), rows)
+    keys = jax.random.split(key, flat.time.shape[0])
+    # (One after the other: side by side a threshold for resampling would compute both of its branches.)
+    found = jax.lax.map(lambda at: one(*at), (flat, keys))
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), found)
+
+
+def _first(rows: Row) -> Row:
+    """Those of the first series of a batch."""
+    axes = rows.time.ndim - 1
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:])[0], rows) if axes else rows
+
+
 def _filter(
     model: StateSpaceModel,
     rows: Row,
@@ -61,8 +80,9 @@ def _filter(
     key: Array,
     beliefs: bool,
 ) -> tuple[Any, ...]:
-    _check(model, rows)
-    dy = rows.observation.shape[1]
+    first = _first(rows)
+    _check(model, first)
+    dy = rows.observation.shape[-1]
 
     def keep(r: SamplingRecord) -> Any:
         moments = []
@@ -74,15 +94,22 @@ def _filter(
         row = (r.innovation, cov, r.standardized, r.log_likelihood, r.status)
         return whole, row, moments, r.diagnostics
 
-    last, log_likelihood, kept = run(filter, model, rows, plan, key, keep)
-    return kept, last, log_likelihood, matches_moments(filter, model, rows)
+    def one(rows: Row, key: Array) -> Any:
+        return run(filter, model, rows, plan, key, keep)
+
+    last, log_likelihood, kept = _of_each(one, rows, key)
+    return kept, last, log_likelihood, matches_moments(filter, model, first)
 
 
 def _log_likelihood(
     model: StateSpaceModel, rows: Row, plan: Plan, filter: AbstractSamplingFilter, key: Array
-) -> Float[Array, ""]:
-    _check(model, rows)
-    return run(filter, model, rows, plan, key, lambda record: None)[1]
+) -> Float[Array, "*B"]:
+    _check(model, _first(rows))
+
+    def one(rows: Row, key: Array) -> Array:
+        return run(filter, model, rows, plan, key, lambda record: None)[1]
+
+    return _of_each(one, rows, key)
 
 
 _compiled_filter = compiled("filter", _filter)
@@ -98,7 +125,7 @@ def filter_by_sampling(
     key: Array,
     history: str,
 ) -> FilterResult:
-    """`filter` for one series laid out as rows."""
+    """`filter` for a series, or each of a batch, laid out as rows."""
     kept, last, log_likelihood, matched = _compiled_filter(
         model, rows, plan, filter, key, history == "beliefs"
     )
@@ -115,7 +142,7 @@ def filter_by_sampling(
         log_likelihoods,
         log_likelihood,
         statuses,
-        None if rows.input is None else rows.input[-1],
+        None if rows.input is None else rows.input[..., -1, :],
         filter,
         matched,
         series.observation_names,

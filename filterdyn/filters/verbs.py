@@ -64,7 +64,7 @@ def prepare(
             f"{owner}: `series` is {type(series).__name__}; expected fd.Series(times, observations)"
         )
     check_is_filter(owner, filter)
-    if series.times.ndim != 1 and (not many or isinstance(filter, AbstractSamplingFilter)):
+    if series.times.ndim != 1 and not many:
         raise ValueError(
             f"{owner}: `series` is a batch of shape {series.times.shape[:-1]}; map over it with "
             "jax.vmap(lambda s: ...)(series)"
@@ -168,7 +168,8 @@ def filter(
     **Arguments:**
 
     - `model`, `series`, `filter`: what, along which record, and how;
-    - `key`: a JAX random key, needed by filters that sample (ensemble and particle filters) only;
+    - `key`: a JAX random key, needed by filters that sample (ensemble and particle filters) only; the
+      series of a batch have keys of their own, split from it;
     - `t0`: when `initial` holds, by default at the first row (no prediction comes before it);
     - `u0` (du,): the input between `t0` and the first row, if `t0` lies before it;
     - `history`: `"moments"`, or `"beliefs"` to keep the members or particles of every row too;
