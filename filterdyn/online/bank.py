@@ -153,7 +153,10 @@ class FilterBank:
         sizes = (len(keys), kernel.kernel.dy, self.num_inputs)
         events = Events.read(owner, sizes, times, ys, us)
         codes = np.where(events.sound, USED, REFUSED).astype(np.int8)
-        slots = state.find(keys)
+        try:
+            slots = state.find(keys)
+        except TypeError as error:
+            raise TypeError(f"{owner}: `keys` has one that is no key ({error})") from None
         fresh = slots < 0
         if fresh.any():
             state = self._with_new(state, keys, slots, events)

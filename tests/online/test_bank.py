@@ -203,6 +203,15 @@ def test_times_may_be_datetimes_with_a_zone(bank):
         bank.step(state, ["a"], [times[0].replace(tzinfo=None)], [0.1])
 
 
+def test_nothing_happens_without_events(bank):
+    begin = bank.init(PUMPS, 0.0, 0.3)
+    state, found = bank.step(begin, [], [], [])
+    assert found.mean.shape == (0, 1) and found.fate.shape == (0,)
+    same_fleet(state, begin)
+    empty = bank.predict_to(bank.init(), 5.0)
+    assert len(empty) == 0 and empty.times.shape == empty.status.shape == (0,)
+
+
 def test_a_state_is_a_value_and_a_pytree(bank):
     before, _ = bank.step(bank.init(PUMPS, 0.0, 0.3), *events())
     kept = [before.of(k) for k in PUMPS]
@@ -274,6 +283,7 @@ def test_what_does_not_fit_is_refused_by_name(bank):
             lambda: bank.step(state, ["north"], [1], [1], [[1, 2]]),
         ),
         (ValueError, "'north' is there already", lambda: bank.add(state, ["north"], 0.0)),
+        (TypeError, "`keys` has one that is no key", lambda: bank.step(state, [[1]], [1], [1])),
         (
             TypeError,
             "a key is tuple; expected an integer or a string",

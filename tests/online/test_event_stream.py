@@ -1,5 +1,7 @@
 """Events out of order, repeated, and across a restart."""
 
+import datetime
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,6 +183,21 @@ def test_the_bytes_of_a_stream_are_those_of_its_file(online, tmp_path):
         fd.EventStream.from_bytes(online, b"pickle", fd.ReplayLate(2.0))
     with pytest.raises(ValueError, match="more than `max_bytes` 9"):
         fd.EventStream.from_bytes(online, content, fd.ReplayLate(2.0), max_bytes=9)
+
+
+def test_events_may_have_datetimes_of_any_zone(online):
+    noon = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
+    east = noon.astimezone(datetime.timezone(datetime.timedelta(hours=2)))
+    stream = fd.EventStream(online, online.init(noon), fd.ReplayLate(window=5.0))
+    plain = fd.EventStream(online, online.init(noon.timestamp()), fd.ReplayLate(window=5.0))
+    for after, fate in ((1.5, "new"), (3.0, "new"), (2.25, "replayed")):
+        time = east + datetime.timedelta(seconds=after)
+        assert stream.push(time, [after, NAN]).fate == fate
+        plain.push(noon.timestamp() + after, [after, NAN])
+    same(stream.state, plain.state)
+    assert stream.state.time == noon.timestamp() + 3
+    with pytest.raises(ValueError, match="without a time zone"):
+        stream.push(noon.replace(tzinfo=None), [0.0, 0.0])
 
 
 def test_settings_that_make_no_sense_are_refused(online):
