@@ -15,7 +15,7 @@ from jax import lax
 from jax.extend.core import Literal
 
 #: Reductions of more terms stay.
-_MOST_TERMS = 8
+_MOST_TERMS = 16
 _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "reduce_sum": lax.add,
     "reduce_prod": lax.mul,
