@@ -203,6 +203,7 @@ def fit(
         else:
             seeds = jax.vmap(lambda i: jax.random.fold_in(seed, i))(jnp.arange(members.count))
             state = jax.vmap(lambda start, seed: begin(start, rule, seed, dtype))(start, seeds)
+    state = jax.tree.map(_strong, state)
     state, losses, looks, stopped, done = _run(
         advance, look, state, own, (data, plan), steps, chunk, patience, resume, progress
     )
@@ -226,6 +227,12 @@ def fit(
     fitted, through = members.member(keeps, best)
     models = members.parts(keeps)[0]
     return FitResult(fitted, through, losses, looks, skipped, stopped, state, models, best)
+
+
+def _strong(x: Array) -> Array:
+    """Of a dtype that no step changes: `jnp.asarray(0.5)` has one that gives way, and the second chunk would
+    be compiled anew."""
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.asarray(x, x.dtype)
 
 
 def _numbers(part: Part, burn_in: int) -> int:
