@@ -139,6 +139,16 @@ def test_streaming_emps_goes_on_with_the_same_numbers_after_it_was_killed(tmp_pa
     assert (tmp_path / "streaming_emps.png").stat().st_size > LEAST_BYTES
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cascaded_tanks", "emps", "silverbox", "spiral"])
+def test_identification_runs_on_simulated_stand_ins(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("FILTERDYN_DATA", raising=False)
+    lines, _ = run(name, tmp_path, "--quick")
+    assert lines[-1].startswith("OK: ")
+    assert name == "spiral" or "simulated" in lines[0]
+    assert (tmp_path / f"{name}.png").stat().st_size > LEAST_BYTES
+
+
 @pytest.fixture(scope="module")
 def nile():
     return load("nile_level")
