@@ -398,7 +398,7 @@ def pick_angles(model):
 
 def noise_unknown(quick, seeds):
     """Lorenz with the right equations, and a noise model that is wrong in both covariances."""
-    train_count, test_count, steps = (30, 6, 8) if quick else (500, 200, 800)
+    train_count, test_count, steps = (30, 6, 8) if quick else (1000, 200, 800)
     times = np.arange(101.0)
     truth, nominal = lorenz(0.01, 1.0), lorenz(1.0, 0.1)
     _, series = simulated(truth, times, train_count, 5)
@@ -411,7 +411,7 @@ def noise_unknown(quick, seeds):
         steps,
         seeds,
         101,
-        batch=60,
+        batch=120,
         rate=2e-2,
     )
     found = runs.scores(nominal, test, states)
