@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, Int
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import AbstractDynamics, Interval
 from filterdyn.filters.base import AbstractFilter
-from filterdyn.filters.gate import gated
 from filterdyn.filters.gaussian import cast
 from filterdyn.filters.rows import Row
 from filterdyn.filters.scan import is_finite
 from filterdyn.linalg import mv
+from filterdyn.linalg.gate import gated
 from filterdyn.linearization import AbstractLinearization, Affine, Taylor, squared
 from filterdyn.model import StateSpaceModel
 from filterdyn.observations import AbstractObservation, LinearizedObservation

@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, Int
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval, Plan
 from filterdyn.filters.base import AbstractFilter
-from filterdyn.filters.gate import gated
 from filterdyn.filters.gaussian import cast
 from filterdyn.filters.kalman import KalmanFilter
 from filterdyn.filters.rows import Row
@@ -42,6 +41,7 @@ from filterdyn.linalg import (
     triangularize,
     without_correlation,
 )
+from filterdyn.linalg.gate import gated
 from filterdyn.linearization import Affine, Taylor, squared
 from filterdyn.model import StateSpaceModel
 from filterdyn.observations import LinearizedObservation

@@ -13,12 +13,12 @@ from filterdyn.dynamics import Plan
 from filterdyn.filters.anchored import before
 from filterdyn.filters.cross_check import cross_check
 from filterdyn.filters.fixed_point import with_derivative_of_fixed_point
-from filterdyn.filters.gate import gated
 from filterdyn.filters.parallel import ParallelKalmanFilter
 from filterdyn.filters.parallel_beliefs import iterated, scanned
 from filterdyn.filters.parallel_gaussian import ParallelGaussianFilter
 from filterdyn.filters.rows import Row
 from filterdyn.filters.scan import Record, State, add, finite_term, select, step
+from filterdyn.linalg.gate import gated
 from filterdyn.model import StateSpaceModel
 from filterdyn.status import Status
 

@@ -10,8 +10,8 @@ from jax.nn import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
 from filterdyn.dynamics import Interval
-from filterdyn.filters.gate import gated
 from filterdyn.filters.sampling import Measurement, observation_moments, standardize
+from filterdyn.linalg.gate import gated
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import bare
 from filterdyn.observations import masked_log_prob

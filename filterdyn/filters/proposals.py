@@ -14,12 +14,12 @@ from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import ConditionallyLinear, Interval, Transition
 from filterdyn.dynamics.gaussian import log_density_of
 from filterdyn.filters.base import AbstractFilter
-from filterdyn.filters.gate import gated
 from filterdyn.filters.learned import changes_its_noise
 from filterdyn.filters.particle_weights import transition_log_density
 from filterdyn.filters.sampling import Measurement, propagate
 from filterdyn.filters.scan import is_finite, select
 from filterdyn.linalg import PSD, sampling_factor
+from filterdyn.linalg.gate import gated
 from filterdyn.model import StateSpaceModel
 from filterdyn.status import Status
 

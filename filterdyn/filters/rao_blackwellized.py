@@ -15,7 +15,6 @@ from filterdyn.dynamics import Interval
 from filterdyn.dynamics.conditionally_linear import ConditionallyLinear
 from filterdyn.dynamics.gaussian import log_density_of
 from filterdyn.filters import gaussian
-from filterdyn.filters.gate import gated
 from filterdyn.filters.particle_weights import effective_sample_size, normalize
 from filterdyn.filters.proposals import finite_derivative
 from filterdyn.filters.sampling import (
@@ -27,6 +26,7 @@ from filterdyn.filters.sampling import (
 from filterdyn.filters.scan import first_failure
 from filterdyn.initial import Diffuse
 from filterdyn.linalg import PSD, mm, mv
+from filterdyn.linalg.gate import either, gated
 from filterdyn.linearization import Taylor
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
@@ -239,7 +239,7 @@ class RaoBlackwellizedParticleFilter(AbstractSamplingFilter):
         def no() -> tuple[Array, Array, Array]:
             return belief.means, belief.covs, log_weights
 
-        return GaussianMixture(*jax.lax.cond(needed, yes, no)), needed
+        return GaussianMixture(*either(needed, yes, no)), needed
 
     def _moved(
         self, model: StateSpaceModel, belief: GaussianMixture, interval: Interval, key: Array

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from filterdyn.dynamics import Interval
-from filterdyn.filters.gate import gated
+from filterdyn.linalg.gate import gated
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
 from filterdyn.status import Status

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from filterdyn.dynamics import Interval, Plan
-from filterdyn.filters.gate import gated
 from filterdyn.filters.rows import Row
 from filterdyn.filters.sampling import (
     AbstractSamplingFilter,
@@ -18,6 +17,7 @@ from filterdyn.filters.sampling import (
     finite_status,
 )
 from filterdyn.filters.scan import add, first_failure, is_finite, select
+from filterdyn.linalg.gate import gated
 from filterdyn.model import StateSpaceModel
 from filterdyn.status import Status
 

@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval, Plan
 from filterdyn.filters.base import AbstractFilter, Prediction
-from filterdyn.filters.gate import gated
 from filterdyn.filters.rows import Row
 from filterdyn.linalg import ACCURATE, FUSED, PSD
+from filterdyn.linalg.gate import gated
 from filterdyn.linearization import Affine
 from filterdyn.model import StateSpaceModel
 from filterdyn.status import Status

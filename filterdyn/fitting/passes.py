@@ -11,12 +11,12 @@ from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval, Plan
 from filterdyn.filters import ExtendedKalmanFilter, KalmanFilter, running, sampling_scan
 from filterdyn.filters.base import AbstractFilter
-from filterdyn.filters.gate import gated
 from filterdyn.filters.rows import Row
 from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.scan import State, select, step
 from filterdyn.filters.stepping import AnyFilter
 from filterdyn.linalg import PSD
+from filterdyn.linalg.gate import gated
 from filterdyn.model import StateSpaceModel
 from filterdyn.status import Status
 

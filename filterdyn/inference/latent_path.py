@@ -12,12 +12,12 @@ from filterdyn._checks import float_array
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Interval, Plan
 from filterdyn.dynamics.discrete import reparameterized
-from filterdyn.filters.gate import gated
 from filterdyn.filters.rows import Row, rows_of
 from filterdyn.filters.verbs import check_is_model, check_model
 from filterdyn.inference.batch import check_batch, over_batch
 from filterdyn.inference.support import path_support
 from filterdyn.initial import Diffuse
+from filterdyn.linalg.gate import gated
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import bare
 from filterdyn.series import blank

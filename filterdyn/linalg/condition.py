@@ -1,6 +1,5 @@
 """Conditioning a Gaussian on noisy linear measurements."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -8,6 +7,7 @@ from filterdyn.linalg.block import Whitening, condition_in_one, condition_whiten
 from filterdyn.linalg.conditioned import Conditioned
 from filterdyn.linalg.decorrelate import independent
 from filterdyn.linalg.diffuse import condition_diffusely
+from filterdyn.linalg.gate import either
 from filterdyn.linalg.products import FUSED
 from filterdyn.linalg.psd import PSD
 from filterdyn.linalg.sequential import Sweeps, condition_by, condition_sequentially, sweeps
@@ -42,7 +42,7 @@ def condition(
     def diffuse(cov: PSD) -> Conditioned:
         return condition_diffusely(cov, h, residual, noise, observed)
 
-    return jax.lax.cond((cov.diffuse.factor != 0).any(), diffuse, proper, cov)
+    return either((cov.diffuse.factor != 0).any(), diffuse, proper, cov)
 
 
 #: The part of conditioning in which there are no data.

@@ -8,6 +8,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from filterdyn.linalg.diffuse import measure
+from filterdyn.linalg.gate import either
 from filterdyn.linalg.products import mm
 from filterdyn.linalg.psd import PSD, congruence
 from filterdyn.linalg.surrogate import with_derivative_of
@@ -86,4 +87,4 @@ def _regress_diffusely(p: PSD, phi: Float[Array, "dx dx"], noise: PSD) -> Regres
         return Regression(found.gain, rest, after)
 
     assert p.diffuse is not None
-    return jax.lax.cond((p.diffuse.factor != 0).any(), diffuse, proper, p)
+    return either((p.diffuse.factor != 0).any(), diffuse, proper, p)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from filterdyn.beliefs import Gaussian
-from filterdyn.filters.gate import gated
 from filterdyn.filters.scan import Record
 from filterdyn.linalg import Regression, congruence, mm, mv, regress, sampling_factor
+from filterdyn.linalg.gate import gated
 from filterdyn.linearization import Affine
 
 

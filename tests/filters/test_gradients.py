@@ -295,3 +295,40 @@ def test_gradient_with_respect_to_the_data_reaches_every_observed_entry():
     nudged[4, 0] += 1e-4
     change = (library(jnp.asarray(nudged)) - library(jnp.asarray(y))) / 1e-4
     np.testing.assert_allclose(gradient[4, 0], change, rtol=1e-3)
+
+
+def from_nowhere(q):
+    """A trend about whose start nothing is known; the rows take its two dimensions up."""
+    dynamics = fd.LinearTransition(jnp.array([[1.0, 1.0], [0.0, 1.0]]), q * jnp.eye(2))
+    return fd.StateSpaceModel(fd.Diffuse(2), dynamics, fd.LinearObservation([[1.0, 0.0]], 0.3))
+
+
+def drifting(q):
+    move = fd.Transition(lambda t, x, u: dist.Normal(0.9 * x, q).to_event(1))
+    start = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+    return fd.StateSpaceModel(start, move, fd.LinearObservation([[1.0, 0.0]], 0.3))
+
+
+@pytest.mark.parametrize(
+    "make, filter",
+    [
+        (from_nowhere, fd.KalmanFilter()),
+        (drifting, fd.ParticleFilter(30, ess_threshold=0.5, gradient="affine")),
+    ],
+    ids=["diffuse", "particles"],
+)
+def test_the_gradient_of_a_vmap_is_the_vmap_of_gradients(make, filter):
+    """Also where some series take one branch of a step and some the other."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 8, 1))
+    values[1, 0] = NAN
+    key = jax.random.key(0) if isinstance(filter, fd.ParticleFilter) else None
+
+    def log_likelihood(q, values):
+        return fd.log_likelihood(make(q), fd.Series(np.arange(8), values), filter, key=key)
+
+    q = jnp.array([0.5, 0.7, 0.9])
+    together = jax.jit(jax.grad(lambda q: jax.vmap(log_likelihood)(q, values).sum()))(q)
+    one_by_one = jax.jit(jax.vmap(jax.grad(log_likelihood)))(q, values)
+    assert np.isfinite(together).all()
+    np.testing.assert_allclose(together, one_by_one, rtol=1e-9)

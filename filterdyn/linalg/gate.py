@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from filterdyn.linalg import ACCURATE
+from filterdyn.linalg.surrogate import ACCURATE
 
 
 def gated(step: Callable[..., Any], ok: Callable[[Any], Any], *example: Any) -> Callable[..., Any]:
@@ -57,3 +57,22 @@ def _mask(tangents: Any, fine: Any) -> Any:
         lambda t: t if _is_float0(t) else jnp.where(fine, t, jnp.zeros_like(t)),
         tangents,
     )
+
+
+def either(condition: Any, yes: Callable[..., Any], no: Callable[..., Any], *args: Any) -> Any:
+    """`jax.lax.cond(condition, yes, no, *args)` whose derivative is that of the branch that was taken.
+
+    Inside a gated step, differentiated after a `vmap`, JAX's own lets the other branch have a derivative
+    too, with zeros in place of its intermediate values: 0 / 0 is NaN, which reaches what both share. So
+    each branch has a conditional and a gate of its own.
+    """
+    condition = jnp.asarray(condition)
+
+    def only(branch: Callable[..., Any], wanted: Any) -> Any:
+        found = jax.eval_shape(branch, *args)
+        nothing = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
+        taken = lambda wanted, *args: (jax.lax.cond(wanted, branch, nothing, *args), wanted)
+        return gated(taken, lambda out: out[1], wanted, *args)(wanted, *args)[0]
+
+    one, other = only(yes, condition), only(no, ~condition)
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
