@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 sys.path.insert(
     0, str(Path(__file__).parent)
@@ -18,3 +19,19 @@ gc.set_threshold(200_000, 20, 100)
 jax.config.update(
     "jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1").lower() not in ("0", "false")
 )
+
+#: A process may hold 65,530 mappings on Linux, and a compiled function takes several. Where there are so
+#: many, what was compiled is dropped between two files of tests.
+MOST_MAPPINGS = 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings():
+    yield
+    try:
+        count = Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return
+    if count > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
