@@ -25,6 +25,9 @@ import filterdyn as fd
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+#: Pages that sample, train or compile for long.
+LONG = {"numpyro", "parallel", "particles", "learned_gains"}
+BY_COST = [pytest.param(p, marks=pytest.mark.slow if p.stem in LONG else ()) for p in PAGES]
 
 _BLOCK = re.compile(
     r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```\n"
@@ -117,7 +120,7 @@ def test_readme_can_be_typed_in_line_by_line(as_before, tmp_path, monkeypatch):
         assert not differences(out.getvalue(), *block[2:]), f"line {block.line}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", BY_COST, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page_runs_and_prints_what_it_shows(page, as_before, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}

@@ -560,7 +560,10 @@ def test_numpyros_log_likelihood_is_that_of_the_filter(mcmc):
 
 @pytest.mark.parametrize(
     "guide",
-    [autoguide.AutoNormal, pytest.param(autoguide.AutoMultivariateNormal, marks=pytest.mark.slow)],
+    [
+        pytest.param(guide, marks=pytest.mark.slow)
+        for guide in (autoguide.AutoNormal, autoguide.AutoMultivariateNormal)
+    ],
 )
 def test_variational_inference_finds_the_gaussian_posterior(guide):
     """A full Gaussian finds it exactly, one without correlations finds the conditional variances."""

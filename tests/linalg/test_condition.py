@@ -77,7 +77,10 @@ def test_nothing_observed_changes_nothing(dx, dy, full, square_root):
 
 
 @every_form
-@pytest.mark.parametrize(("dx", "dy"), [(4, 3), pytest.param(14, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("dx", "dy"),
+    [(2, 2), *(pytest.param(*size, marks=pytest.mark.slow) for size in [(4, 3), (14, 4)])],
+)
 @every_noise
 def test_first_and_second_derivatives_are_those_of_the_textbook(dx, dy, full, square_root):
     """Along a line in the space of all parts, of a number to which every result contributes."""

@@ -323,7 +323,7 @@ def test_damping_leaves_part_of_a_step(damping):
 def test_noise_that_adapts_is_refused():
     model = fd.StateSpaceModel(initial, oscillator, seen)
     filter = fd.ExtendedKalmanFilter(adaptive=fd.AdaptiveNoise())
-    with pytest.raises(ValueError, match="`iterations` is more than 1, and `filter` has AdaptiveN"):
+    with pytest.raises(ValueError, match="`iterations` is more than 1, and `filter` learns"):
         fd.smooth(model, series, filter, iterations=2)
 
 
