@@ -38,7 +38,7 @@ from filterdyn.filters.sampling import (
 )
 from filterdyn.filters.scan import first_failure
 from filterdyn.initial import Diffuse
-from filterdyn.linalg.gate import either
+from filterdyn.linalg.gate import only_if
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import bare
 from filterdyn.resampling import (
@@ -287,7 +287,7 @@ class ParticleFilter(AbstractSamplingFilter):
         else:
             few = effective_sample_size(first) < self.ess_threshold * self.size
             needed = moving & few
-            chosen = either(needed, yes, no)
+            chosen = only_if(needed, yes, no())
         positions, weights, ancestors = chosen
         return positions, weights, needed, ancestors
 

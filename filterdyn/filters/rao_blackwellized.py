@@ -26,7 +26,7 @@ from filterdyn.filters.sampling import (
 from filterdyn.filters.scan import first_failure
 from filterdyn.initial import Diffuse
 from filterdyn.linalg import PSD, mm, mv
-from filterdyn.linalg.gate import either, gated
+from filterdyn.linalg.gate import gated, only_if
 from filterdyn.linearization import Taylor
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
@@ -239,7 +239,7 @@ class RaoBlackwellizedParticleFilter(AbstractSamplingFilter):
         def no() -> tuple[Array, Array, Array]:
             return belief.means, belief.covs, log_weights
 
-        return GaussianMixture(*either(needed, yes, no)), needed
+        return GaussianMixture(*only_if(needed, yes, no())), needed
 
     def _moved(
         self, model: StateSpaceModel, belief: GaussianMixture, interval: Interval, key: Array

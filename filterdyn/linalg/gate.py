@@ -66,13 +66,17 @@ def either(condition: Any, yes: Callable[..., Any], no: Callable[..., Any], *arg
     too, with zeros in place of its intermediate values: 0 / 0 is NaN, which reaches what both share. So
     each branch has a conditional and a gate of its own.
     """
+    return only_if(condition, yes, only_if(~jnp.asarray(condition), no, None, *args), *args)
+
+
+def only_if(condition: Any, yes: Callable[..., Any], otherwise: Any, *args: Any) -> Any:
+    """`yes(*args)` where the condition holds, and else `otherwise` (`None`: zeros), which costs nothing;
+    with the derivative of the one that it is, as `either`."""
     condition = jnp.asarray(condition)
-
-    def only(branch: Callable[..., Any], wanted: Any) -> Any:
-        found = jax.eval_shape(branch, *args)
-        nothing = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
-        taken = lambda wanted, *args: (jax.lax.cond(wanted, branch, nothing, *args), wanted)
-        return gated(taken, lambda out: out[1], wanted, *args)(wanted, *args)[0]
-
-    one, other = only(yes, condition), only(no, ~condition)
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+    found = jax.eval_shape(yes, *args)
+    nothing = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
+    taken = lambda condition, *args: (jax.lax.cond(condition, yes, nothing, *args), condition)
+    value = gated(taken, lambda out: out[1], condition, *args)(condition, *args)[0]
+    if otherwise is None:
+        return value
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), value, otherwise)
