@@ -106,7 +106,8 @@ class AbstractDynamics(eqx.Module):
         self, x: Float[Array, " dx"], normals: Float[Array, "..."], interval: Interval
     ) -> Float[Array, " dx"]:
         """The state at the end of `interval`, given `x` at its beginning, as a differentiable function
-        of standard normal numbers: with random ones it is a draw."""
+        of standard normal numbers: with random ones it is a draw. Dynamics have it if they have
+        `normals`, which is asked first."""
         raise NotImplementedError
 
     @abc.abstractmethod

@@ -5,9 +5,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from filterdyn._checks import float_array, is_traced
 from filterdyn.filters.rows import Row
 from filterdyn.model import StateSpaceModel
 
@@ -27,6 +29,32 @@ def check_batch(
             f"{owner}: `times` has shape {np.shape(times)} but `batch_shape` is {batch_shape}; "
             f"expected times (T,), or batch_shape={np.shape(times)[:-1]} for a batch"
         )
+
+
+def series_value(
+    owner: str, value: Any, batch_shape: tuple[int, ...], event_shape: tuple[int, ...]
+) -> Float[Array, "*n T dy"]:
+    """Measurements to be given a density, one or more series of them, as broadcast to the batch.
+
+    **Raises:** `ValueError` for a shape that does not fit, and for infinite entries.
+    """
+    value = float_array(owner, "value", value)
+    shape = (*batch_shape, *event_shape)
+    try:
+        whole = jnp.broadcast_shapes(value.shape, shape)
+    except ValueError:
+        whole = ()
+    if value.shape[-2:] != event_shape or not whole:
+        raise ValueError(
+            f"{owner}: the value has shape {value.shape}; expected (..., "
+            f"{', '.join(str(n) for n in shape)})"
+        )
+    if not is_traced(value) and np.isinf(np.asarray(value)).any():
+        raise ValueError(
+            f"{owner}: the value has infinite entries; expected finite numbers, or NaN for a "
+            "missing entry"
+        )
+    return jnp.broadcast_to(value, whole)
 
 
 def over_batch(

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
-from filterdyn._checks import float_array, is_traced
+from filterdyn._checks import is_traced
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
 from filterdyn.filters import sampling_scan
@@ -22,7 +22,7 @@ from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.sampling_verbs import require_key
 from filterdyn.filters.stepping import AnyFilter
 from filterdyn.filters.verbs import check_is_filter, check_is_model, check_model
-from filterdyn.inference.batch import check_batch, over_batch
+from filterdyn.inference.batch import check_batch, over_batch, series_value
 from filterdyn.inference.support import SeriesSupport, series_support
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import blank
@@ -129,23 +129,7 @@ class ObservedSeries(dist.Distribution):
         return rows_of(_NAME, self.model, self.series, self.t0, self.u0, dtype)
 
     def _value(self, value: Any) -> Float[Array, "n *S T dy"]:
-        value = float_array(_NAME, "value", value)
-        shape = (*self.batch_shape, *self.event_shape)
-        try:
-            whole = jnp.broadcast_shapes(value.shape, shape)
-        except ValueError:
-            whole = ()
-        if value.shape[-2:] != self.event_shape or not whole:
-            raise ValueError(
-                f"{_NAME}: the value has shape {value.shape}; expected (..., "
-                f"{', '.join(str(n) for n in shape)})"
-            )
-        if not is_traced(value) and np.isinf(np.asarray(value)).any():
-            raise ValueError(
-                f"{_NAME}: the value has infinite entries; expected finite numbers, or NaN for a "
-                "missing entry"
-            )
-        return jnp.broadcast_to(value, whole)
+        return series_value(_NAME, value, self.batch_shape, self.event_shape)
 
     def _log_density(self, value: Any, pointwise: bool) -> Array:
         complete = is_complete(value)

@@ -8,12 +8,12 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from filterdyn._checks import float_array, is_traced
+from filterdyn._checks import float_array
 from filterdyn._compile import compiled
 from filterdyn.filters.particle_weights import observed_log_prob
 from filterdyn.filters.rows import Row, rows_of
 from filterdyn.filters.verbs import check_is_model, check_model
-from filterdyn.inference.batch import check_batch, over_batch
+from filterdyn.inference.batch import check_batch, over_batch, series_value
 from filterdyn.inference.support import SeriesSupport, series_support
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import blank
@@ -94,26 +94,10 @@ class PathObservations(dist.Distribution):
 
     def log_likelihoods(self, value: Any) -> Float[Array, "*S T"]:
         """log p(y_t | x_t) in every row; their sum is `log_prob`."""
-        value = float_array(_NAME, "value", value)
-        shape = (*self.batch_shape, *self.event_shape)
-        try:
-            whole = jnp.broadcast_shapes(value.shape, shape)
-        except ValueError:
-            whole = ()
-        if value.shape[-2:] != self.event_shape or not whole:
-            raise ValueError(
-                f"{_NAME}: the value has shape {value.shape}; expected (..., "
-                f"{', '.join(str(n) for n in shape)})"
-            )
-        if not is_traced(value) and np.isinf(np.asarray(value)).any():
-            raise ValueError(
-                f"{_NAME}: the value has infinite entries; expected finite numbers, or NaN for a "
-                "missing entry"
-            )
-        path = jnp.broadcast_to(self.path, (*whole[:-2], *self.path.shape[-2:]))
+        value = series_value(_NAME, value, self.batch_shape, self.event_shape)
+        path = jnp.broadcast_to(self.path, (*value.shape[:-2], *self.path.shape[-2:]))
         rows, _ = self._rows(value)
-        each = path, jnp.broadcast_to(value, whole)
-        return _compiled_log_density(self.model, rows, self._of_models, each)
+        return _compiled_log_density(self.model, rows, self._of_models, (path, value))
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         """The log-density of one or more series, from which missing (NaN) entries are left out."""
