@@ -95,6 +95,7 @@ def fleet(keys, calls, rounds, square_root=True):
     from contestants.ours import linear_model
 
     import filterdyn as fd
+    from filterdyn.online.bank_schedule import in_blocks
 
     problem = problems.fleet(keys, calls)
     model = linear_model(problem, problem.parameters)
@@ -118,10 +119,10 @@ def fleet(keys, calls, rounds, square_root=True):
         expected = float(fd.log_likelihood(model, series, fd.KalmanFilter()))
         agree &= abs(totals[key] - expected) < 1e-6
     kernel = bank._kernel(state.layout)
-    width = 1 << (keys - 1).bit_length()
-    row = np.zeros((1, width, kernel.kernel.width + 1))
-    row[..., 1], row[..., -1] = 1.0, 1.0
-    slots = np.arange(width, dtype=np.int32)[None]
+    lanes = kernel.lanes
+    blocks = in_blocks(np.arange(keys), np.zeros(keys, int), 1, lanes)
+    rows = np.zeros((*blocks.slots.shape[:2], kernel.kernel.width, lanes))
+    rows[:, :, 1] = 1.0
     tables = state.tables
 
     def inside(repeats):
@@ -129,7 +130,7 @@ def fleet(keys, calls, rounds, square_root=True):
 
         def call():
             nonlocal tables
-            tables, record = kernel.advance(tables, slots, slots, row, np.array([keys], np.int32))
+            tables, record = kernel.advance(tables, blocks.slots, rows, blocks.counts)
             jax.block_until_ready(record)
 
         return measured(call, repeats)

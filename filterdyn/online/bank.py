@@ -13,8 +13,10 @@ from filterdyn.filters.sampling_verbs import require_key
 from filterdyn.filters.stepping import AnyFilter
 from filterdyn.model import StateSpaceModel
 from filterdyn.online.bank_events import Events, sorted_events
-from filterdyn.online.bank_kernel import AXIS, BankKernel, blank, grown, width_for
+from filterdyn.online.bank_kernel import AXIS, BankKernel, blank, grown
+from filterdyn.online.bank_keys import Lookup
 from filterdyn.online.bank_saving import bank_arrays, bank_in
+from filterdyn.online.bank_schedule import NOWHERE, in_blocks, spread, width_for
 from filterdyn.online.bank_start import Starts
 from filterdyn.online.bank_state import LATE, REFUSED, USED, BankResult, BankState, Beginning
 from filterdyn.online.checkpoint import Reader, write
@@ -74,6 +76,7 @@ class FilterBank:
         self._mesh, self._abreast = mesh, platform != "cpu"
         self._kernels: dict[Any, BankKernel] = {}
         self._starts = Starts(self.online)
+        self._last: Lookup | None = None
 
     @property
     def compile_count(self) -> int:
@@ -148,28 +151,25 @@ class FilterBank:
         `result.fate` says so.
         """
         owner = f"{_NAME}.step"
-        keys = keys.tolist() if isinstance(keys, np.ndarray | jax.Array) else list(keys)
+        keys = keys if isinstance(keys, np.ndarray | jax.Array) else list(keys)
+        found = self._look_up(owner, keys, state)
         kernel = self._kernel(state.layout)
-        sizes = (len(keys), kernel.kernel.dy, self.num_inputs)
+        sizes = (len(found.keys), kernel.kernel.dy, self.num_inputs)
         events = Events.read(owner, sizes, times, ys, us)
         codes = np.where(events.sound, USED, REFUSED).astype(np.int8)
-        try:
-            slots = state.find(keys)
-        except TypeError as error:
-            raise TypeError(f"{owner}: `keys` has one that is no key ({error})") from None
-        fresh = slots < 0
+        fresh = found.slots < 0
         if fresh.any():
-            state = self._with_new(state, keys, slots, events)
-            slots = state.find(keys)
+            state = self._with_new(state, found.keys, found.slots, events)
+            found = self._look_up(owner, keys, state)
+        slots = found.slots
         late = events.sound & ((slots < 0) | (events.times < state.clock[slots]))
         codes[late] = LATE
         if state.beginning.t0 is None:
             # Before its first event a key has no clock; what came before that had no input.
             codes[late & fresh] = REFUSED
         chosen = np.flatnonzero(codes == USED)
-        apart = len(set(keys)) == len(keys)
         linear = self.model.dynamics.is_linear
-        batch = sorted_events(events, chosen, slots, apart, state.clock, state.inputs, linear)
+        batch = sorted_events(events, chosen, slots, found.apart, state.clock, state.inputs, linear)
         if batch.refused.size:
             codes[batch.refused] = REFUSED
         tables, records, places = self._advance(state, kernel, events, batch)
@@ -262,6 +262,11 @@ class FilterBank:
         tables = self._kernel(state.layout).place(state.tables)
         return state.replace(tables=tables), reader.fact("position")
 
+    def _look_up(self, owner: str, keys: Any, state: BankState) -> Lookup:
+        if self._last is None or not self._last.serves(keys, state.slots):
+            self._last = Lookup(owner, keys, state.slots)
+        return self._last
+
     def _kernel(self, layout: Any) -> BankKernel:
         kernel = self._kernels.get(layout.dtypes)
         if kernel is None or kernel.kernel.state != layout:
@@ -338,7 +343,7 @@ class FilterBank:
             unknown = np.full((more, self.num_inputs), np.nan, inputs.dtype)
             inputs = np.concatenate([inputs, unknown])
             inputs[slots] = np.nan if held is None else held
-        placed, at = self._spread(slots)
+        placed, at = spread(slots, devices)
         width = placed.shape[1]
         rows = []
         for vector in vectors:
@@ -351,34 +356,25 @@ class FilterBank:
         table.update(zip(named, slots.tolist(), strict=True))
         return state.replace(tables=tables, slots=table, clock=clock, inputs=inputs)
 
-    def _spread(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of slots (D, W), of which a padding one is beyond the table, and where in them each of
-        these is."""
-        device = slots % self._devices
-        counts = np.bincount(device, minlength=self._devices)
-        width = width_for(int(counts.max(initial=1)))
-        order = np.argsort(device, kind="stable")
-        within = np.empty(len(slots), np.int64)
-        within[order] = np.arange(len(slots)) - np.repeat(np.cumsum(counts) - counts, counts)
-        at = device * width + within
-        placed = np.full(self._devices * width, np.iinfo(np.int32).max, np.int32)
-        placed[at] = slots // self._devices
-        return placed.reshape(self._devices, width), at
-
     def _advance(
         self, state: BankState, kernel: BankKernel, events: Events, batch: Any
     ) -> tuple[Any, list[Any], list[Any]]:
         """The tables after the events, the records of every call, and which events they are of."""
         tables = state.tables
+        if kernel.lanes and batch.events.size:
+            blocks = in_blocks(batch.slots, batch.rank, self._devices, kernel.lanes)
+            rows = batch.blocks(kernel.kernel, events, blocks.source)
+            tables, record = kernel.advance(tables, blocks.slots, rows, blocks.counts)
+            return tables, [record], [(batch.events, blocks.at)]
         records: list[Any] = []
         places: list[Any] = []
         for mine in batch.rounds(self._abreast):
-            placed, at = self._spread(batch.slots[mine])
+            placed, at = spread(batch.slots[mine], self._devices)
             width = placed.shape[1]
             rows = np.zeros((placed.size, kernel.kernel.width + 1), kernel.kernel.dtype)
             rows[:, HEAD : HEAD + kernel.kernel.dy] = np.nan
             rows[at] = batch.rows(kernel.kernel, events, mine)
-            ends = np.full(placed.size, np.iinfo(np.int32).max, np.int32)
+            ends = np.full(placed.size, NOWHERE, np.int32)
             last = batch.last[mine] | self._abreast
             ends[at[last]] = placed.reshape(-1)[at[last]]
             shape = (self._devices, width)

@@ -67,10 +67,14 @@ class Batch(NamedTuple):
         if not abreast or self.first.all():
             yield slice(None)
             return
+        for r in range(self.rank.max() + 1):
+            yield np.flatnonzero(self.rank == r)
+
+    @property
+    def rank(self) -> Int[np.ndarray, " n"]:
+        """How many events of its key come before one."""
         at = np.arange(len(self.events))
-        rank = at - np.maximum.accumulate(np.where(self.first, at, 0))
-        for r in range(rank.max() + 1):
-            yield np.flatnonzero(rank == r)
+        return at - np.maximum.accumulate(np.where(self.first, at, 0))
 
     def rows(self, kernel: Kernel, events: Events, mine: Any) -> np.ndarray:
         """Rows for a `BankKernel`, of these of the events."""
@@ -88,6 +92,13 @@ class Batch(NamedTuple):
             rows[:, end + du : -1] = self.now[mine]
         rows[:, -1] = self.first[mine]
         return rows
+
+    def blocks(
+        self, kernel: Kernel, events: Events, source: Int[np.ndarray, "D B L"]
+    ) -> np.ndarray:
+        """The rows (D, B, width, L) of blocks of events."""
+        rows = np.ascontiguousarray(self.rows(kernel, events, slice(None))[:, :-1].T)
+        return np.ascontiguousarray(np.moveaxis(rows[:, source], 0, 2))
 
 
 def sorted_events(

@@ -9,20 +9,30 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from filterdyn.online.kernel import Kernel
+from filterdyn.online.lanes import NotInLanes, in_lanes
 from filterdyn.online.packing import Layout
 
 #: The axis of the devices.
 AXIS = "fleet"
+#: How many bytes of the numbers of one kind a vector instruction takes.
+_VECTOR = 32
 
 
 class BankKernel:
     """Steps of a `Kernel` for the keys of a bank.
 
-    A table holds a packed state per slot, (D, C, n) on D devices. A call takes W rows per device, those
-    of one key side by side and in order. On a CPU one loop goes from row to row, since it is one compiled
-    function with the state of the key at hand; on an accelerator the rows of a call are one step each of
-    W keys, all at once. A step is the same computation whoever else is in the call, and on a CPU the
-    same instructions.
+    A table holds a packed state per slot, (D, C, n) on D devices. A call takes W rows per device, in one
+    of three ways:
+
+    - in lanes, on a CPU: one loop goes from one block of `lanes` keys to the next and takes a row of
+      each; it is one compiled function, in vector instructions. A second row of a key is in a later
+      block, and where there are too few keys for a block one of them is there several times, so that
+      all write the same.
+    - in turn, on a CPU for steps that cannot be done so (random numbers, matrices for LAPACK): one loop
+      from row to row, those of one key side by side and in order, with the state of the key at hand;
+    - `abreast`, on an accelerator: one step each of W keys, all at once.
+
+    A step is the same computation whoever else is in the call, and on a CPU the same instructions.
     """
 
     def __init__(self, kernel: Kernel, mesh: Mesh | None, donate: bool, abreast: bool):
@@ -34,7 +44,9 @@ class BankKernel:
         jax.eval_shape(kernel.packed_step, tuple(table), row)
         #: How often the steps were traced, which is how often they were compiled.
         self.compilations = 0
-        steps = self._abreast if abreast else self._in_turn
+        #: How many keys a block holds (0: there are none).
+        self.lanes = 0 if abreast else self._possible_lanes(table, row)
+        steps = self._abreast if abreast else self._in_lanes if self.lanes else self._in_turn
         used_up: Any = dict(donate_argnums=(0,)) if donate else {}
         self.sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(AXIS))
         self._advance = jax.jit(self._on_each(mesh, steps), **used_up)
@@ -69,6 +81,52 @@ class BankKernel:
             return one
         spec = PartitionSpec(AXIS)
         return jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+    def _possible_lanes(self, table: Any, row: Any) -> int:
+        lanes = _VECTOR // self.kernel.dtype.itemsize
+        wide = lambda x: jax.ShapeDtypeStruct((*x.shape, lanes), x.dtype)
+        try:
+            jax.eval_shape(
+                in_lanes(self.kernel.packed_step, lanes), *jax.tree.map(wide, (tuple(table), row))
+            )
+        except NotInLanes:
+            return 0
+        return lanes
+
+    def _in_lanes(
+        self,
+        tables: Any,
+        slots: Int[Array, "B lanes"],
+        rows: Float[Array, "B width lanes"],
+        count: Int[Array, ""],
+    ) -> tuple[Any, Any]:
+        """The first `count` blocks. Their records are (B, m, lanes)."""
+        self.compilations += 1
+        lanes = self.lanes
+        step = in_lanes(self.kernel.packed_step, lanes)
+
+        def advance(i: Any, tables: Any) -> Any:
+            at = [(slots[i, k], np.int32(0)) for k in range(lanes)]
+            # (Not a gather: XLA takes that for as much work as the whole table.)
+            read = lambda table, k: jax.lax.dynamic_slice(table, at[k], (1, table.shape[1]))[0]
+            states = tuple(jnp.stack([read(t, k) for k in range(lanes)], 1) for t in tables)
+            return at, *step(states, rows[i])
+
+        records = jax.eval_shape(lambda: advance(0, tables)[2])
+        blank = jax.tree.map(lambda x: jnp.zeros((len(slots), *x.shape), x.dtype), records)
+
+        def body(i: Any, carry: Any) -> Any:
+            tables, records = carry
+            at, states, record = advance(i, tables)
+            for k in range(lanes):
+                tables = tuple(
+                    jax.lax.dynamic_update_slice(table, state[None, :, k], at[k])
+                    for table, state in zip(tables, states, strict=True)
+                )
+            write = lambda all, one: jax.lax.dynamic_update_index_in_dim(all, one, i, 0)
+            return tables, jax.tree.map(write, records, record)
+
+        return jax.lax.fori_loop(0, count, body, (tables, blank))
 
     def _in_turn(
         self,
@@ -134,8 +192,3 @@ def grown(table: Any, slots: int) -> np.ndarray:
     table = np.asarray(table)
     more = np.zeros((table.shape[0], slots - table.shape[1], table.shape[2]), table.dtype)
     return np.concatenate([table, more], axis=1)
-
-
-def width_for(count: int) -> int:
-    """The next power of two."""
-    return 1 << max(count - 1, 0).bit_length()

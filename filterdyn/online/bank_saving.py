@@ -8,7 +8,7 @@ import numpy as np
 
 from filterdyn.filters.stepping import AnyFilter
 from filterdyn.model import StateSpaceModel
-from filterdyn.online.bank_kernel import width_for
+from filterdyn.online.bank_schedule import width_for
 from filterdyn.online.bank_state import BankState, Beginning
 from filterdyn.online.checkpoint import Reader, fingerprint
 from filterdyn.online.saving import GENERATORS

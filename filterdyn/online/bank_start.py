@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.stepping import start
-from filterdyn.online.bank_kernel import width_for
+from filterdyn.online.bank_schedule import width_for
 from filterdyn.online.online_filter import OnlineFilter
 from filterdyn.online.packing import Layout
 

@@ -89,11 +89,6 @@ class BankState:
         known = held is not None and not np.isnan(held).any()
         return OnlineState(self.clock[slot], held if known else None, vectors, self.layout)
 
-    def find(self, keys: list[Any]) -> Int[np.ndarray, " E"]:
-        """The slots of these keys, -1 of one that is not there."""
-        get = self.slots.get
-        return np.array([get(key, -1) for key in keys], np.int64)
-
     def rows(self, slots: Any) -> list[np.ndarray]:
         """The packed states in these slots, on the host."""
         at = np.asarray(slots, np.int64)
@@ -173,12 +168,11 @@ class BankResult:
         if len(self._record) == 1 and len(self._places[0][0]) == count:
             events, place = self._places[0]
             if np.array_equal(events, place) and (np.diff(place) == 1).all():
-                flat = (np.asarray(v) for v in self._record[0])
-                return tuple(v.reshape(-1, v.shape[-1])[:count] for v in flat)
+                return tuple(_by_row(v)[:count] for v in self._record[0])
         for group, (dtype, size) in enumerate(zip(layout.dtypes, layout.sizes, strict=True)):
             vector = np.full((count, size), np.nan if np.dtype(dtype).kind == "f" else 0, dtype)
             for record, (events, place) in zip(self._record, self._places, strict=True):
-                vector[events] = np.asarray(record[group]).reshape(-1, size)[place]
+                vector[events] = _by_row(record[group])[place]
             found.append(vector)
         for name in ("log_likelihood", "status"):
             leaf = layout.named[name]
@@ -223,6 +217,13 @@ class BankResult:
 
     def __repr__(self) -> str:
         return f"BankResult({len(self._codes)} events, {int(self.used.sum())} used)"
+
+
+def _by_row(record: Any) -> np.ndarray:
+    """Records (D, W, m), or in blocks (D, B, m, lanes), as (rows, m)."""
+    record = np.asarray(record)
+    record = record.swapaxes(2, 3) if record.ndim == 4 else record
+    return record.reshape(-1, record.shape[-1])
 
 
 class _Rest:

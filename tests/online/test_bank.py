@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 import filterdyn as fd
-from filterdyn.online.bank_kernel import width_for
+from filterdyn.online.bank_schedule import width_for
 
 EXACT = jax.config.jax_enable_x64
 TOLERANCE = 1e-12 if EXACT else 1e-5
