@@ -17,6 +17,7 @@ from filterdyn.diagnostics.profile_likelihood import Profile, profile_likelihood
 from filterdyn.diagnostics.rank_histogram import RankHistogram, rank_histogram
 from filterdyn.diagnostics.scores import Scores, scores
 from filterdyn.diagnostics.spread_skill import SpreadSkill, spread_skill
+from filterdyn.diagnostics.verdict import SamplingCheck, Verdict, verdict
 from filterdyn.diagnostics.whiteness import Whiteness, whiteness
 
 __all__ = [
@@ -53,6 +54,10 @@ __all__ = [
     "Identifiability",
     "profile_likelihood",
     "Profile",
+    # may these draws of a posterior be used?
+    "verdict",
+    "Verdict",
+    "SamplingCheck",
     # does a field keep what it states?
     "check_invariant",
     "InvariantCheck",

@@ -8,6 +8,7 @@ from filterdyn.inference.latent_path import LatentPath as LatentPath
 from filterdyn.inference.observed_series import ObservedSeries as ObservedSeries
 from filterdyn.inference.path_observations import PathObservations as PathObservations
 from filterdyn.inference.path_reparam import PathReparam
+from filterdyn.inference.predictive import posterior_predictive, prior_predictive
 
 # What is called `fd.ObservedSeries` has that one name only.
 __all__ = [
@@ -15,4 +16,6 @@ __all__ = [
     "PathReparam",
     "ensemble_kalman_inversion",
     "iterative_ensemble_smoother",
+    "posterior_predictive",
+    "prior_predictive",
 ]

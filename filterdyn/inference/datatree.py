@@ -5,28 +5,20 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jaxtyping import Array
-from numpyro import handlers
 from numpyro.infer import MCMC
 
 from filterdyn._checks import check_key
-from filterdyn.inference.observed_series import ObservedSeries
-from filterdyn.inference.path_observations import PathObservations
+from filterdyn.inference.draws import flattened, samples_of, series_at
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
+_NAME = "to_datatree"
 #: So many posterior draws are run through the model at once.
 _CHUNK = 64
-_STATISTICS = {
-    "potential_energy": "lp",
-    "adapt_state.step_size": "step_size",
-    "num_steps": "n_steps",
-    "accept_prob": "acceptance_rate",
-}
 
 
 def to_datatree(
@@ -69,17 +61,12 @@ def to_datatree(
     """
     from arviz_base import from_dict  # ArviZ takes as long to import as all the rest
 
-    samples, statistics = _samples(mcmc_or_samples)
+    samples, statistics = samples_of(_NAME, mcmc_or_samples)
     chains, draws = next(iter(samples.values())).shape[:2]
     key = jax.random.key(0) if key is None else key
-    check_key("to_datatree", key)
+    check_key(_NAME, key)
 
-    def at_site(sample: Any) -> tuple[ObservedSeries | PathObservations, Any]:
-        seeded = handlers.seed(handlers.substitute(model, data=sample), jax.random.key(0))
-        trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        found = _observed_series(trace, site)
-        _check_complete(trace, sample)
-        return found
+    at_site = lambda sample: series_at(_NAME, model, args, kwargs, site, sample)
 
     def one(inputs: tuple[Any, Array]) -> tuple[Array, Array]:
         sample, key = inputs
@@ -87,7 +74,7 @@ def to_datatree(
         shape = y.shape[: y.ndim - 2 - len(distribution.batch_shape)]
         return distribution.sample(key, shape), distribution.log_likelihoods(y)
 
-    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in samples.items()}
+    flat = flattened(samples)
     distribution, y = at_site({name: x[0] for name, x in flat.items()})
     names = list(range(y.shape[-1]) if observation_names is None else observation_names)
     if len(names) != y.shape[-1]:
@@ -131,40 +118,6 @@ def to_datatree(
     return tree
 
 
-def _samples(
-    mcmc_or_samples: MCMC | Mapping[str, Any],
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Samples (chain, draw, ...) and sample statistics."""
-    if isinstance(mcmc_or_samples, Mapping):
-        samples = {name: np.asarray(x)[None] for name, x in mcmc_or_samples.items()}
-        if not samples:
-            raise ValueError("to_datatree: `mcmc_or_samples` is empty; expected samples by name")
-        counts = {name: x.shape[1:2] for name, x in samples.items()}
-        if () in counts.values() or len(set(counts.values())) > 1:
-            raise ValueError(
-                f"to_datatree: `mcmc_or_samples` has leading axes {counts}; expected one axis of "
-                "draws, of the same length for every name"
-            )
-        return samples, {}
-    if not hasattr(mcmc_or_samples, "get_samples"):
-        raise TypeError(
-            f"to_datatree: `mcmc_or_samples` is {type(mcmc_or_samples).__name__}; expected "
-            "numpyro.infer.MCMC or a dictionary of samples"
-        )
-    samples = mcmc_or_samples.get_samples(group_by_chain=True)
-    samples = {name: np.asarray(x) for name, x in samples.items()}
-    statistics = {}
-    for name, value in mcmc_or_samples.get_extra_fields(group_by_chain=True).items():
-        if isinstance(value, (dict, tuple)):
-            continue
-        value = np.asarray(value)
-        # ArviZ's `lp` is a log-density; a potential energy is its negative.
-        statistics[_STATISTICS.get(name, name)] = -value if name == "potential_energy" else value
-        if name == "num_steps":
-            statistics["tree_depth"] = np.log2(np.maximum(value, 1)).astype(int) + 1
-    return samples, statistics
-
-
 def _spread(pointwise: np.ndarray) -> np.ndarray:
     """Pointwise log-likelihoods, of which no row is the same number in every draw.
 
@@ -176,38 +129,6 @@ def _spread(pointwise: np.ndarray) -> np.ndarray:
     equal = np.ptp(pointwise, axis=(0, 1)) <= rounding
     ramp = np.linspace(-1e-9, 1e-9, pointwise[..., 0].size).reshape(pointwise.shape[:2])
     return pointwise.astype(np.float64) + equal * ramp[..., None]
-
-
-def _observed_series(
-    trace: Mapping[str, Any], site: str
-) -> tuple[ObservedSeries | PathObservations, Any]:
-    if site not in trace:
-        raise KeyError(
-            f"to_datatree: the model has no site {site!r}; its sites are {sorted(trace)}"
-        )
-    node = trace[site]
-    distribution = node.get("fn")
-    while isinstance(distribution, numpyro.distributions.ExpandedDistribution):
-        distribution = distribution.base_dist
-    if not isinstance(distribution, ObservedSeries | PathObservations) or not node["is_observed"]:
-        raise TypeError(
-            f"to_datatree: site {site!r} is "
-            f"{'an unobserved ' if not node.get('is_observed') else ''}{type(distribution).__name__};"
-            " expected an observed fd.ObservedSeries or fd.PathObservations (pass the data as the model "
-            "was run)"
-        )
-    return distribution, jnp.asarray(node["value"])
-
-
-def _check_complete(trace: Mapping[str, Any], sample: Any) -> None:
-    """A latent site without samples would be drawn from its prior, silently."""
-    latent = [n for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]]
-    absent = [name for name in latent if name not in sample]
-    if absent:
-        raise KeyError(
-            f"to_datatree: `mcmc_or_samples` has no samples of the site {absent[0]!r} of the model; "
-            f"it has {sorted(sample)}"
-        )
 
 
 def _attributes() -> dict[str, Any]:
