@@ -1,7 +1,7 @@
 """Stochastic differential equations in the sense of Ito."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -40,6 +40,14 @@ from filterdyn.linearization import (
 )
 from filterdyn.linearization.sigma_points import slope_on
 from filterdyn.status import Status
+
+
+class Drifted(NamedTuple):
+    """What a Brownian motion with the drift c met over an interval, noise by noise."""
+
+    shift: Float[Array, " dw"]  # of c dt
+    energy: Float[Array, " dw"]  # of c^2 dt
+    martingale: Float[Array, " dw"]  # of c dW
 
 
 class SDE(AbstractDynamics):
@@ -111,7 +119,7 @@ class SDE(AbstractDynamics):
                 "Stratonovich solution, and `diffusion` is a function; the equation is Ito's (use "
                 "Euler or ItoMilstein, or give an array as `diffusion`)"
             )
-        self.path_solver = Held(path_solver)
+        self.path_solver = Held(twice_differentiable(path_solver))
         self.substeps, self.dt, self.max_substeps = check_stepping(
             owner, substeps, dt, max_substeps
         )
@@ -288,6 +296,29 @@ class SDE(AbstractDynamics):
 
         return self._along(interval, x, one)
 
+    def controlled(
+        self,
+        x: Float[Array, " dx"],
+        normals: Float[Array, "steps k dw"],
+        interval: Interval,
+        control: Callable[[Array, Array], Array],
+    ) -> tuple[Float[Array, " dx"], Drifted]:
+        """`driven_by` where the Brownian motion drifts: over each solver step its increment is
+        dW + c dt, with c = control(time since the start of the interval, x) (dw,) held over the step."""
+        levy_area, step = levy_area_for(self.path_solver.value), self._path_step(interval)
+
+        def one(carry: tuple[Array, Drifted], i: Array, length: Array) -> tuple[Array, Drifted]:
+            x, sums = carry
+            root = jnp.sqrt(length)
+            c = jnp.asarray(control(i * length, x), x.dtype)
+            moved = normals[i].at[0].add(root * c)
+            x = step(GivenIncrement(moved, levy_area), x, i * length, length)
+            added = Drifted(length * c, length * c * c, root * c * normals[i, 0])
+            return x, jax.tree.map(jnp.add, sums, added)
+
+        zero = jnp.zeros(normals.shape[-1], x.dtype)
+        return self._along(interval, (x, Drifted(zero, zero, zero)), one)
+
     def _path_step(self, interval: Interval) -> Callable[..., Array]:
         """One step of the path solver from a state, with the increments of a Brownian path."""
         t, u, solver = interval.time, interval.input, self.path_solver.value
@@ -312,16 +343,14 @@ class SDE(AbstractDynamics):
 
         return step
 
-    def _along(
-        self, interval: Interval, x: Array, step: Callable[[Array, Array, Array], Array]
-    ) -> Array:
+    def _along(self, interval: Interval, x: Any, step: Callable[[Any, Array, Array], Any]) -> Any:
         """The path over a gap, step by step; over a gap of 0 it stays where it is."""
         steps = steps_in(interval, self.substeps, interval.table or 0)
         # Gap 0: a positive stand-in, because a Brownian increment needs an interval.
         safe = steps._replace(length=jnp.where(interval.gap > 0, steps.length, 1.0))
         moved = loop(safe, step, x)
-        moved = jnp.where(steps.status == Status.OK, moved, jnp.nan)
-        return jnp.where(interval.gap > 0, moved, x)
+        moved = jax.tree.map(lambda m: jnp.where(steps.status == Status.OK, m, jnp.nan), moved)
+        return jax.tree.map(lambda m, x: jnp.where(interval.gap > 0, m, x), moved, x)
 
     def log_density(
         self, x_to: Float[Array, " dx"], x_from: Float[Array, " dx"], interval: Interval

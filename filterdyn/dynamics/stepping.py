@@ -102,10 +102,12 @@ def steps_in(interval: Interval, substeps: int, most: int) -> Steps:
 
 
 def twice_differentiable(solver: Any) -> Any:
-    """A Runge-Kutta solver whose loop over stages JAX can differentiate in both modes and twice, as
-    `diffrax.DirectAdjoint` asks for; Diffrax's default has a custom rule for reverse mode only."""
+    """A Runge-Kutta solver, also a stochastic one, whose loop over stages JAX can differentiate in both
+    modes and twice, as `diffrax.DirectAdjoint` asks for; Diffrax's default has a custom rule for reverse
+    mode only."""
     if getattr(solver, "scan_kind", "bounded") is None:
-        return eqx.tree_at(lambda s: s.scan_kind, solver, "bounded", is_leaf=lambda x: x is None)
+        kind = "lax" if isinstance(solver, diffrax.AbstractSRK) else "bounded"
+        return eqx.tree_at(lambda s: s.scan_kind, solver, kind, is_leaf=lambda x: x is None)
     return solver
 
 

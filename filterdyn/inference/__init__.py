@@ -6,16 +6,26 @@ from filterdyn.inference.ensemble_inversion import Inversion, ensemble_kalman_in
 from filterdyn.inference.iterative_smoother import iterative_ensemble_smoother
 from filterdyn.inference.latent_path import LatentPath as LatentPath
 from filterdyn.inference.observed_series import ObservedSeries as ObservedSeries
+from filterdyn.inference.path_bound import PathBound, path_elbo
+from filterdyn.inference.path_encoder import PathEncoder, SeriesContext
 from filterdyn.inference.path_observations import PathObservations as PathObservations
 from filterdyn.inference.path_reparam import PathReparam
+from filterdyn.inference.posterior_sde import PosteriorSDE
 from filterdyn.inference.predictive import posterior_predictive, prior_predictive
+from filterdyn.inference.variational_series import VariationalSeries
 
 # What is called `fd.ObservedSeries` has that one name only.
 __all__ = [
     "Inversion",
+    "PathBound",
+    "PathEncoder",
     "PathReparam",
+    "PosteriorSDE",
+    "SeriesContext",
+    "VariationalSeries",
     "ensemble_kalman_inversion",
     "iterative_ensemble_smoother",
+    "path_elbo",
     "posterior_predictive",
     "prior_predictive",
 ]

@@ -58,13 +58,14 @@ def series_value(
 
 
 def over_batch(
-    function: Callable[..., Array],
+    function: Callable[..., Any],
     model: StateSpaceModel,
     rows: Row,
     batch_shape: tuple[int, ...],
     each: Any,
-) -> Array:
-    """`function(model, rows, one)` for all of `each`, arrays (n, *batch_shape, ...)."""
+) -> Any:
+    """`function(model, rows, one)`, an array or a tree of them, for all of `each`, arrays
+    (n, *batch_shape, ...)."""
     axes = (
         eqx.if_array(0) if model.batch_shape else None,
         eqx.if_array(0) if rows.time.ndim > 1 else None,
@@ -73,5 +74,6 @@ def over_batch(
     for _ in batch_shape:
         function = eqx.filter_vmap(function, in_axes=axes)
     if len(jax.tree.leaves(each)[0]) == 1:
-        return function(model, rows, jax.tree.map(lambda x: x[0], each))[None]
+        found = function(model, rows, jax.tree.map(lambda x: x[0], each))
+        return jax.tree.map(lambda x: x[None], found)
     return eqx.filter_vmap(function, in_axes=(None, None, 0))(model, rows, each)

@@ -112,6 +112,18 @@ class PathObservations(dist.Distribution):
         return _compiled_sample(self.model, rows, self._of_models, each)
 
 
+def measured(model: StateSpaceModel, row: Row, x: Float[Array, " dx"]) -> Float[Array, ""]:
+    """log p(y | x) of one row: 0 where nothing is observed, `-inf` where it is impossible."""
+    y = row.observation.astype(row.time.dtype)
+    observed = ~jnp.isnan(y)
+    nearest = model.observation.nearest(row.time, x, row.input, y)
+    filled = jnp.where(observed, nearest, 0.0)
+    d = model.observation.distribution(row.time, x, row.input)
+    value, status = observed_log_prob(d, filled, observed)
+    value = jnp.where((status == Status.OK) & ~jnp.isnan(value), value, -jnp.inf)
+    return jnp.where(observed.any(), value, 0.0).astype(row.time.dtype)
+
+
 def _flattened(
     function: Any, model: StateSpaceModel, rows: Row, of_models: tuple[int, ...], each: Any
 ) -> Array:
@@ -127,19 +139,11 @@ def _log_density(
     model: StateSpaceModel, rows: Row, of_models: tuple[int, ...], each: Any
 ) -> Float[Array, "*S T"]:
     def one(model: StateSpaceModel, rows: Row, each: Any) -> Array:
-        def row(row: Row, x: Array, y: Array) -> Array:
-            y = y.astype(row.time.dtype)
-            observed = ~jnp.isnan(y)
-            nearest = model.observation.nearest(row.time, x, row.input, y)
-            filled = jnp.where(observed, nearest, 0.0)
-            d = model.observation.distribution(row.time, x, row.input)
-            value, status = observed_log_prob(d, filled, observed)
-            value = jnp.where((status == Status.OK) & ~jnp.isnan(value), value, -jnp.inf)
-            return jnp.where(observed.any(), value, 0.0).astype(row.time.dtype)
-
         path, y = each
-        check_model(_NAME, model, rows._replace(observation=y))
-        return jax.vmap(row)(rows, path.astype(rows.time.dtype), y)
+        rows = rows._replace(observation=y)
+        check_model(_NAME, model, rows)
+        one_row = lambda row, x: measured(model, row, x)
+        return jax.vmap(one_row)(rows, path.astype(rows.time.dtype))
 
     return _flattened(one, model, rows, of_models, each)
 
