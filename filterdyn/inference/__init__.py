@@ -3,9 +3,12 @@ map without derivatives."""
 
 from filterdyn.inference.datatree import to_datatree as to_datatree
 from filterdyn.inference.ensemble_inversion import Inversion, ensemble_kalman_inversion
+from filterdyn.inference.forecast_paths import forecast_paths
 from filterdyn.inference.iterative_smoother import iterative_ensemble_smoother
 from filterdyn.inference.latent_path import LatentPath as LatentPath
+from filterdyn.inference.likelihood_noise import log_likelihood_sd
 from filterdyn.inference.observed_series import ObservedSeries as ObservedSeries
+from filterdyn.inference.particle_metropolis import ParticleMetropolis
 from filterdyn.inference.path_bound import PathBound, path_elbo
 from filterdyn.inference.path_encoder import PathEncoder, SeriesContext
 from filterdyn.inference.path_observations import PathObservations as PathObservations
@@ -17,6 +20,7 @@ from filterdyn.inference.variational_series import VariationalSeries
 # What is called `fd.ObservedSeries` has that one name only.
 __all__ = [
     "Inversion",
+    "ParticleMetropolis",
     "PathBound",
     "PathEncoder",
     "PathReparam",
@@ -24,7 +28,9 @@ __all__ = [
     "SeriesContext",
     "VariationalSeries",
     "ensemble_kalman_inversion",
+    "forecast_paths",
     "iterative_ensemble_smoother",
+    "log_likelihood_sd",
     "path_elbo",
     "posterior_predictive",
     "prior_predictive",

@@ -131,14 +131,18 @@ class ObservedSeries(dist.Distribution):
     def _value(self, value: Any) -> Float[Array, "n *S T dy"]:
         return series_value(_NAME, value, self.batch_shape, self.event_shape)
 
-    def _log_density(self, value: Any, pointwise: bool) -> Array:
+    def flat(self, value: Any) -> tuple[Row, Plan, Float[Array, "n *S T dy"], tuple[int, ...]]:
+        """The rows of a scan, their plan, the series of `value` along one axis, and its leading axes."""
         complete = is_complete(value)
-        one_pattern = have_one_pattern(value) if np.ndim(value) > 2 else True
         value = self._value(value)
-        lead = value.shape[:-2]
-        flat = value.reshape(-1, *self.batch_shape, *self.event_shape)
         rows, plan = self._rows(value)
         plan = plan.cast(rows.observation.dtype, complete)
+        flat = value.reshape(-1, *self.batch_shape, *self.event_shape)
+        return rows, plan, flat, value.shape[:-2]
+
+    def _log_density(self, value: Any, pointwise: bool) -> Array:
+        one_pattern = have_one_pattern(value) if np.ndim(value) > 2 else True
+        rows, plan, flat, lead = self.flat(value)
         out = _compiled_log_density(
             self.model,
             rows,
