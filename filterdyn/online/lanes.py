@@ -14,6 +14,8 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Literal
 
+from filterdyn.online.known import bind, is_known, known, literal, now, platform
+
 #: Operations on corresponding entries.
 _ENTRYWISE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type cos
@@ -73,9 +75,9 @@ class _Run:
         self.lanes = lanes
 
     def jaxpr(self, jaxpr: Any, consts: Any, values: Any) -> list[Any]:
-        env = dict(zip(jaxpr.constvars, map(_constant, consts), strict=True))
+        env = dict(zip(jaxpr.constvars, map(known, consts), strict=True))
         env.update(zip(jaxpr.invars, values, strict=True))
-        read = lambda v: _literal(v) if isinstance(v, Literal) else env[v]
+        read = lambda v: literal(v) if isinstance(v, Literal) else env[v]
         for equation in jaxpr.eqns:
             found = self.equation(equation, [read(v) for v in equation.invars])
             env.update(zip(equation.outvars, found, strict=True))
@@ -96,23 +98,20 @@ class _Run:
             body = params[_CALLS[name]]
             return self.jaxpr(getattr(body, "jaxpr", body), getattr(body, "consts", ()), values)
         if name == "platform_index":
-            fits = [k for k, p in enumerate(params["platforms"]) if p is None or "cpu" in p]
-            return [np.int32(fits[0])]
+            return [platform(equation)]
         if name == "cond":
             return self._cond(params["branches"], *values)
         if name == "scan":
             return self._scan(params, values)
-        if all(map(_same, values)):
-            return _now(equation, values)
+        if all(map(is_known, values)):
+            return now(equation, values)
         if not any(isinstance(v, jax.Array) for v in values):
-            found = _bind(equation, *map(_plain, values))
-            return list(map(_Shared, found if equation.primitive.multiple_results else [found]))
+            return list(map(_Shared, bind(equation, *map(_plain, values))))
         if name in _ENTRYWISE:
             shape = (*equation.outvars[0].aval.shape, self.lanes)
-            return [_bind(equation, *(self._spread(v, shape) for v in values))]
+            return bind(equation, *(self._spread(v, shape) for v in values))
         if name in _ALONG:
-            found = _bind(equation, *map(self.full, values))
-            return list(found) if equation.primitive.multiple_results else [found]
+            return bind(equation, *map(self.full, values))
         move = getattr(self, f"_{name}", None)
         if move is None or equation.primitive.multiple_results:
             raise NotInLanes(name)
@@ -125,7 +124,7 @@ class _Run:
     def _cond(self, branches: Any, index: Any, *values: Any) -> list[Any]:
         """Systems take different branches, so that all of them are computed."""
         index = self.full(index) if isinstance(index, _Shared) else index
-        if _same(index):
+        if is_known(index):
             chosen = branches[int(np.clip(index, 0, len(branches) - 1))]
             return self.jaxpr(chosen.jaxpr, chosen.consts, values)
         found = [self.jaxpr(branch.jaxpr, branch.consts, values) for branch in branches]
@@ -194,18 +193,18 @@ class _Run:
         return lax.slice(value, begin, end, None if strides is None else (*strides, 1))
 
     def _pad(self, equation: Any, params: Any, value: Any, filling: Any) -> Any:
-        if not _same(filling):
+        if not is_known(filling):
             raise NotInLanes("pad")
         padding = (*params["padding_config"], (0, 0, 0))
         return lax.pad(self.full(value), jnp.asarray(filling), padding)
 
     def _gather(self, equation: Any, params: Any, value: Any, *index: Any) -> Any:
         """Entries of which one knows now where they are: slices of the flat array."""
-        if not isinstance(value, jax.Array) or not all(map(_same, index)):
+        if not isinstance(value, jax.Array) or not all(map(is_known, index)):
             raise NotInLanes(equation.primitive.name)
         shape = value.shape[:-1]
         labels = np.arange(value.size // self.lanes, dtype=np.int32).reshape(shape)
-        (found,) = _now(equation, [labels, *index])
+        (found,) = now(equation, [labels, *index])
         if found.size and not (0 <= found.min() and found.max() < labels.size):
             raise NotInLanes(equation.primitive.name)
         flat = value.reshape(labels.size, self.lanes)
@@ -245,29 +244,3 @@ class _Moves(Exception):
 
 def _plain(value: Any) -> Any:
     return value.value if isinstance(value, _Shared) else value
-
-
-def _same(value: Any) -> bool:
-    return isinstance(value, np.ndarray | np.generic)
-
-
-def _literal(variable: Any) -> np.ndarray:
-    return np.asarray(variable.val, variable.aval.dtype)
-
-
-def _constant(value: Any) -> Any:
-    if isinstance(value, jax.core.Tracer):
-        raise NotInLanes("a constant of another trace")
-    return np.asarray(value)
-
-
-def _bind(equation: Any, *values: Any) -> Any:
-    return equation.primitive.bind(*values, **equation.primitive.get_bind_params(equation.params))
-
-
-def _now(equation: Any, values: list[Any]) -> list[Any]:
-    """An operation on arrays that are known."""
-    with jax.ensure_compile_time_eval():
-        found = _bind(equation, *values)
-    several = found if equation.primitive.multiple_results else [found]
-    return [np.asarray(x) for x in several]

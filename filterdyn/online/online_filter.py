@@ -127,8 +127,7 @@ class OnlineFilter:
         parts = [since, gap, t, steps, *values]
         if now is not None:
             parts += [*before.tolist(), *now.tolist()]
-        row = np.array(parts, kernel.dtype)
-        vectors, record = kernel.one(state.vectors, row)
+        vectors, record = kernel.one(state.vectors, parts)
         new = OnlineState(np.float64(t), now, vectors, state.layout)
         return new, StepResult(record, kernel.record)
 

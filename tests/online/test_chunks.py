@@ -94,3 +94,11 @@ def test_a_gate_says_what_it_kept_out():
     _, outside = online.step(state, 1.0, 100.0)
     assert inside.outlier_weights == [1.0]
     assert outside.outlier_weights == [0.0]
+
+
+def test_a_small_state_stays_on_the_host_and_is_one_array_with_its_record(online):
+    state, result = online.step(online.init(0.0), 1.0, [0.5])
+    assert all(type(v) is np.ndarray for v in (*state.vectors, *result.vectors))
+    assert state.vectors[0].base is result.vectors[0].base
+    with pytest.raises(ValueError, match="read-only"):
+        state.mean[0] = 1.0
