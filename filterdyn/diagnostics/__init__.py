@@ -16,6 +16,10 @@ from filterdyn.diagnostics.nis import NIS, nis
 from filterdyn.diagnostics.profile_likelihood import Profile, profile_likelihood
 from filterdyn.diagnostics.rank_histogram import RankHistogram, rank_histogram
 from filterdyn.diagnostics.scores import Scores, scores
+from filterdyn.diagnostics.simulation_based_calibration import (
+    SimulationBasedCalibration,
+    simulation_based_calibration,
+)
 from filterdyn.diagnostics.spread_skill import SpreadSkill, spread_skill
 from filterdyn.diagnostics.verdict import SamplingCheck, Verdict, verdict
 from filterdyn.diagnostics.whiteness import Whiteness, whiteness
@@ -58,6 +62,9 @@ __all__ = [
     "verdict",
     "Verdict",
     "SamplingCheck",
+    # does inference give back what it was told?
+    "simulation_based_calibration",
+    "SimulationBasedCalibration",
     # does a field keep what it states?
     "check_invariant",
     "InvariantCheck",

@@ -5,8 +5,10 @@ scales and sizes are then set with Matplotlib as usual, and `axes[0].figure.save
 Colours are told apart by people who see few of them. No global setting of Matplotlib is touched.
 """
 
+from filterdyn.plots.learning import learning_curves
 from filterdyn.plots.predictions import forecast, one_step, posterior_predictive
+from filterdyn.plots.ranks import calibration_ranks
 from filterdyn.plots.residuals import innovations
 from filterdyn.plots.trajectories import states
 
-__all__ = ["states", "one_step", "innovations", "posterior_predictive", "forecast"]
+__all__ = ["states", "one_step", "innovations", "posterior_predictive", "forecast", "calibration_ranks"]
