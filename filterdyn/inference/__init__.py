@@ -4,6 +4,8 @@ map without derivatives."""
 from filterdyn.inference.datatree import to_datatree as to_datatree
 from filterdyn.inference.ensemble_inversion import Inversion, ensemble_kalman_inversion
 from filterdyn.inference.forecast_paths import forecast_paths
+from filterdyn.inference.found_terms import FoundTerms
+from filterdyn.inference.horseshoe import horseshoe_regression
 from filterdyn.inference.iterative_smoother import iterative_ensemble_smoother
 from filterdyn.inference.latent_path import LatentPath as LatentPath
 from filterdyn.inference.likelihood_noise import log_likelihood_sd
@@ -15,10 +17,15 @@ from filterdyn.inference.path_observations import PathObservations as PathObserv
 from filterdyn.inference.path_reparam import PathReparam
 from filterdyn.inference.posterior_sde import PosteriorSDE
 from filterdyn.inference.predictive import posterior_predictive, prior_predictive
+from filterdyn.inference.sparse_regression import thresholded_least_squares
+from filterdyn.inference.term_regression import TermRegression, pointwise_regression
+from filterdyn.inference.terms import TermField, TermLibrary
 from filterdyn.inference.variational_series import VariationalSeries
+from filterdyn.inference.weak_form import weak_regression
 
 # What is called `fd.ObservedSeries` has that one name only.
 __all__ = [
+    "FoundTerms",
     "Inversion",
     "ParticleMetropolis",
     "PathBound",
@@ -26,12 +33,19 @@ __all__ = [
     "PathReparam",
     "PosteriorSDE",
     "SeriesContext",
+    "TermField",
+    "TermLibrary",
+    "TermRegression",
     "VariationalSeries",
     "ensemble_kalman_inversion",
     "forecast_paths",
+    "horseshoe_regression",
     "iterative_ensemble_smoother",
     "log_likelihood_sd",
     "path_elbo",
+    "pointwise_regression",
     "posterior_predictive",
     "prior_predictive",
+    "thresholded_least_squares",
+    "weak_regression",
 ]
