@@ -516,6 +516,55 @@ def test_given_axes_are_drawn_into(nile):
     assert plt.get_fignums() == [figure.number]
 
 
+def fit_result(losses, best_loss, **options):
+    """A result as `fd.fit` returns it, with losses that are chosen."""
+    nothing = jnp.zeros(())
+    state = fd.fitting.FitState([], [], [], jnp.asarray(best_loss), None, None, nothing, nothing)
+    arguments = dict(validation_losses=None, skipped=0, stopped_early=False) | options
+    return fd.fitting.FitResult(level_model(), KALMAN, np.asarray(losses), state=state, **arguments)
+
+
+def curve(ax, label):
+    """Abscissae and ordinates of the line with a label."""
+    [found] = [one for one in ax.lines if one.get_label() == label]
+    return found.get_xdata(), found.get_ydata()
+
+
+def test_learning_curve_is_the_losses_with_a_circle_at_the_model_that_was_returned():
+    [ax] = fd.plots.learning_curves(fit_result([5.0, np.nan, 2.0, 2.5], 2.0))
+    steps, losses = curve(ax, "loss")
+    np.testing.assert_array_equal(steps, range(4))
+    np.testing.assert_array_equal(losses, [5.0, np.nan, 2.0, 2.5])
+    assert curve(ax, "model returned, after 2 steps") == ([2], [2.0])
+    np.testing.assert_array_equal(curve(ax, "steps skipped")[0], [1])
+
+
+def test_validation_losses_stand_at_the_steps_after_which_they_were_looked_at():
+    looks = {"validation_losses": np.array([4.0, 3.0, 3.5]), "validation_steps": [2, 4, 5]}
+    [ax] = fd.plots.learning_curves(fit_result(np.arange(5.0)[::-1], 3.0, **looks))
+    steps, losses = curve(ax, "validation loss")
+    np.testing.assert_array_equal(steps, [2, 4, 5])
+    np.testing.assert_array_equal(losses, looks["validation_losses"])
+    assert curve(ax, "model returned, after 4 steps") == ([4], [3.0])
+
+
+def test_of_many_models_the_best_is_drawn_over_the_others():
+    losses = np.array([[9.0, 8.0, 7.0], [9.0, 3.0, 1.0], [9.0, 5.0, 6.0]])
+    [ax] = fd.plots.learning_curves(fit_result(losses, losses.min(axis=1), best=1))
+    np.testing.assert_array_equal(curve(ax, "loss, best of 3")[1], losses[1])
+    np.testing.assert_array_equal(curve(ax, "loss, 2 others")[1], losses[0])
+    assert curve(ax, "model returned, after 2 steps") == ([2], [1.0])
+
+
+def test_losses_that_do_not_compare_have_no_circle_and_a_steep_start_is_cut_off():
+    losses = np.concatenate([[1e6, 1e3], np.linspace(2.0, 1.0, 38)])
+    given = plt.subplots()[1]
+    [ax] = fd.plots.learning_curves(fit_result(losses, np.inf), axes=given)
+    assert ax is given and len(ax.lines) == 1
+    low, high = ax.get_ylim()
+    assert 0.8 < low < 1.0 and 1.9 < high < 2.2
+
+
 REPLICATED = np.ones((3, T, 1))
 BAD_ARGUMENTS = {
     "states: a model": (
@@ -623,6 +672,11 @@ BAD_ARGUMENTS = {
         ValueError,
         r"`series` is a batch of shape \(2,\)",
         lambda p, m, s, r: p.posterior_predictive(fd.stack([s, s]), REPLICATED),
+    ),
+    "learning_curves: result": (
+        TypeError,
+        "`result` is FilterResult; expected fd.FitResult",
+        lambda p, m, s, r: p.learning_curves(r),
     ),
     "forecast: result": (
         TypeError,

@@ -26,11 +26,13 @@ class FitResult(eqx.Module):
     """A fitted model and how it was found.
 
     - `model`: the best one: of the lowest validation loss; without `validation` of the lowest loss, or the
-      last one if windows were drawn, whose losses do not compare. Of a batch of models the best of all;
+      last one if windows were drawn or the filter samples: such losses do not compare. Of a batch of models
+      the best of all;
     - `filter`: the filter, that of a `LearnedNoiseFilter` or `LearnedGainFilter` with its trained network;
     - `losses` (steps,): before each step, of a measurement; NaN where it was not finite and the step
       was skipped;
     - `validation_losses` (checks,): of a measurement, after every chunk; `None` without `validation`;
+      `validation_steps` (checks,): how many steps had been taken then;
     - `skipped`: how many steps were; `stopped_early`: did the validation loss stop falling?
     - `state`: what `fd.fit(..., resume=result)` goes on from;
     - `models`, `best`: of a batch of S models all of them, and which is the best; else `None` and 0. Then
@@ -46,3 +48,4 @@ class FitResult(eqx.Module):
     state: FitState
     models: StateSpaceModel | None = None
     best: int = 0
+    validation_steps: np.ndarray | None = None

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.verbs import check_model
 from filterdyn.fitting.leaves import Members, Pick, Trained
 from filterdyn.fitting.objectives import OBJECTIVES, Setting, over_all
@@ -174,7 +175,9 @@ def fit(
             value = total / count
         return value if log_prior is None else value - log_prior(candidate) / size
 
-    keeps_best = validation is None and length is None
+    # (What is drawn anew in every step is low by luck, not for the better.)
+    drawn = length is not None or isinstance(filter, AbstractSamplingFilter)
+    keeps_best = validation is None and not drawn
     advance = stepper(loss, rule, keeps_best, many, min(chunk, steps))
     look = None
     if validation is not None:
@@ -204,7 +207,7 @@ def fit(
             seeds = jax.vmap(lambda i: jax.random.fold_in(seed, i))(jnp.arange(members.count))
             state = jax.vmap(lambda start, seed: begin(start, rule, seed, dtype))(start, seeds)
     state = jax.tree.map(_strong, state)
-    state, losses, looks, stopped, done = _run(
+    state, losses, (looks, looked), stopped, done = _run(
         advance, look, state, own, (data, plan), steps, chunk, patience, resume, progress
     )
     before = 0 if resume is None else resume.skipped
@@ -215,18 +218,20 @@ def fit(
             "not finite; a smaller step size or `clip` may help",
             stacklevel=2,
         )
-    keeps = state.best if validation is not None or length is None else state.parameters
+    keeps = state.best if validation is not None or keeps_best else state.parameters
     keeps = keeps[: len(trained.indices)]
     if members is None:
         fitted, through = trained.parts(keeps)
-        return FitResult(fitted, through, losses, looks, skipped, stopped, state)
+        return FitResult(
+            fitted, through, losses, looks, skipped, stopped, state, validation_steps=looked
+        )
     final = np.asarray(state.best_loss)
     if not np.isfinite(final).any():
         final = losses[:, -max(1, losses.shape[1] // 10) :].mean(axis=1)
     best = int(np.nanargmin(final))
     fitted, through = members.member(keeps, best)
     models = members.parts(keeps)[0]
-    return FitResult(fitted, through, losses, looks, skipped, stopped, state, models, best)
+    return FitResult(fitted, through, losses, looks, skipped, stopped, state, models, best, looked)
 
 
 def _strong(x: Array) -> Array:
@@ -252,12 +257,17 @@ def _run(
     patience: int | None,
     resume: FitResult | None,
     progress: bool,
-) -> tuple[FitState, np.ndarray, np.ndarray | None, bool, int]:
-    """Chunks of steps until all are done, or the validation loss has not fallen for long enough."""
+) -> tuple[FitState, np.ndarray, tuple[Any, Any], bool, int]:
+    """Chunks of steps until all are done, or the validation loss has not fallen for long enough: the state,
+    all losses, those of the validation and after how many steps, was it stopped, and steps done now."""
     losses = [] if resume is None else [resume.losses]
+    earlier = 0 if resume is None else resume.losses.shape[-1]
     looks: list[np.ndarray] = []
+    looked: list[int] = []
     if resume is not None and resume.validation_losses is not None:
         looks = list(np.moveaxis(resume.validation_losses, -1, 0))
+    if resume is not None and resume.validation_steps is not None:
+        looked = resume.validation_steps.tolist()
     bar, done, stopped = Progress(steps, progress), 0, False
     while done < steps and not stopped:
         length = min(chunk, steps - done)
@@ -272,6 +282,7 @@ def _run(
         if look is not None:
             value = look(state.parameters, own)
             looks.append(np.asarray(value))
+            looked.append(earlier + done)
             state = _keep(state, value)
             if patience is not None:
                 past = np.where(np.isnan(looks), np.inf, looks)
@@ -279,7 +290,8 @@ def _run(
         said = None if look is None else float(np.nanmin(looks[-1]))
         bar.tell(done if not stopped else steps, float(np.min(losses[-1][..., -1])), said)
     joined = np.concatenate(losses, axis=-1)
-    return state, joined, None if look is None else np.stack(looks, axis=-1), stopped, done
+    seen = (None, None) if look is None else (np.stack(looks, axis=-1), np.array(looked))
+    return state, joined, seen, stopped, done
 
 
 def _keep(state: FitState, value: Array) -> FitState:

@@ -11,4 +11,12 @@ from filterdyn.plots.ranks import calibration_ranks
 from filterdyn.plots.residuals import innovations
 from filterdyn.plots.trajectories import states
 
-__all__ = ["states", "one_step", "innovations", "posterior_predictive", "forecast", "calibration_ranks"]
+__all__ = [
+    "states",
+    "one_step",
+    "innovations",
+    "posterior_predictive",
+    "forecast",
+    "calibration_ranks",
+    "learning_curves",
+]

@@ -213,6 +213,7 @@ def test_a_fit_with_validation_and_a_line_search_goes_on_as_if_not_stopped():
     rest = fd.fit(tank(0.3), LONG, EKF, steps=2, resume=half, **options)
     np.testing.assert_array_equal(rest.losses, whole.losses)
     np.testing.assert_array_equal(rest.validation_losses, whole.validation_losses)
+    np.testing.assert_array_equal(rest.validation_steps, [2, 4, 6])
     np.testing.assert_array_equal(RATE(rest.model), RATE(whole.model))
 
 
@@ -237,6 +238,8 @@ def test_filters_that_sample_find_the_rate_that_the_extended_filter_finds(filter
     exact = fd.fit(tank(0.5), series, EKF, **options)
     found = fd.fit(tank(0.5), series, filter, key=jr.key(0), **options)
     assert found.skipped == 0
+    # Losses with other draws do not compare: the model is the last one.
+    np.testing.assert_array_equal(RATE(found.model), found.state.parameters[0])
     # The rate has a standard error of 0.05; noise of the draws is well below it.
     np.testing.assert_allclose(RATE(found.model), RATE(exact.model), atol=0.1)
 
