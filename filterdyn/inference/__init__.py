@@ -3,6 +3,7 @@ map without derivatives."""
 
 from filterdyn.inference.datatree import to_datatree as to_datatree
 from filterdyn.inference.ensemble_inversion import Inversion, ensemble_kalman_inversion
+from filterdyn.inference.evidence import LogEvidence, log_evidence
 from filterdyn.inference.forecast_paths import forecast_paths
 from filterdyn.inference.found_terms import FoundTerms
 from filterdyn.inference.horseshoe import horseshoe_regression
@@ -48,4 +49,6 @@ __all__ = [
     "prior_predictive",
     "thresholded_least_squares",
     "weak_regression",
+    "LogEvidence",
+    "log_evidence",
 ]
