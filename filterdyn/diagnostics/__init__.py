@@ -10,9 +10,16 @@ from filterdyn.diagnostics.gradient_check import (
 from filterdyn.diagnostics.identifiability import Identifiability, identifiability
 from filterdyn.diagnostics.input_correlation import InputCorrelation, input_correlation
 from filterdyn.diagnostics.invariants import InvariantCheck, check_invariant
+from filterdyn.diagnostics.leave_future_out import leave_future_out
 from filterdyn.diagnostics.mean_bias import MeanBias, mean_bias
 from filterdyn.diagnostics.nees import NEES, nees
 from filterdyn.diagnostics.nis import NIS, nis
+from filterdyn.diagnostics.predictive_density import (
+    ModelComparison,
+    PredictiveDensity,
+    compare,
+    one_step_elpd,
+)
 from filterdyn.diagnostics.profile_likelihood import Profile, profile_likelihood
 from filterdyn.diagnostics.rank_histogram import RankHistogram, rank_histogram
 from filterdyn.diagnostics.scores import Scores, scores
@@ -65,6 +72,12 @@ __all__ = [
     # does inference give back what it was told?
     "simulation_based_calibration",
     "SimulationBasedCalibration",
+    # which of several models predicts best?
+    "leave_future_out",
+    "one_step_elpd",
+    "PredictiveDensity",
+    "compare",
+    "ModelComparison",
     # does a field keep what it states?
     "check_invariant",
     "InvariantCheck",

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array
 from numpyro import handlers
 from numpyro.diagnostics import effective_sample_size
-from numpyro.infer import NUTS
 from numpyro.infer.util import log_density
 
 from filterdyn._checks import check_count, check_key
 from filterdyn.diagnostics import uniformity
+from filterdyn.diagnostics.nuts_draws import nuts_draws
 from filterdyn.diagnostics.residuals import check_level
 
 _OWNER = "simulation_based_calibration"
@@ -151,7 +151,7 @@ def simulation_based_calibration(
     if sampler is None:
         warmup = check_count(_OWNER, "num_warmup", num_warmup)
         thin = check_count(_OWNER, "thinning", thinning)
-        draw = _nuts(warmup, num_draws, thin, dict(kernel_settings or {}))
+        draw = nuts_draws(warmup, num_draws, thin, dict(kernel_settings or {}))
     else:
         chosen = sampler
         draw = lambda key, model, *a, **k: (chosen(key, model, *a, **k), jnp.zeros((), bool))
@@ -217,25 +217,6 @@ def _names(latent: Mapping[str, Any], var_names: Sequence[str] | None) -> list[s
                 f"{_OWNER}: `var_names` has {name!r}; the parameters are {sorted(latent)}"
             )
     return list(latent) if var_names is None else list(var_names)
-
-
-def _nuts(warmup: int, num_draws: int, thinning: int, settings: dict[str, Any]) -> Any:
-    """One chain, in one scan, so that a step is compiled once."""
-
-    def draw(key: Array, model: Any, *args: Any, **kwargs: Any) -> tuple[dict[str, Array], Array]:
-        kernel = NUTS(model, **settings)
-        state = kernel.init(key, warmup, model_args=args, model_kwargs=kwargs)
-
-        def step(state: Any, _: None) -> tuple[Any, Any]:
-            state = kernel.sample(state, args, kwargs)
-            return state, (state.z, state.diverging)
-
-        _, (z, diverging) = jax.lax.scan(step, state, None, length=warmup + num_draws * thinning)
-        z = jax.tree.map(lambda x: x[warmup + thinning - 1 :: thinning], z)
-        constrain = kernel.postprocess_fn(args, kwargs)
-        return jax.vmap(constrain)(z), diverging[warmup:].any()
-
-    return draw
 
 
 def _checked(draws: Any, names: Sequence[str], num_draws: int) -> dict[str, Array]:
