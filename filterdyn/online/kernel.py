@@ -24,10 +24,6 @@ from filterdyn.status import Status
 HEAD = 4
 
 
-#: A larger state stays on its device from step to step.
-_HOST = 4096
-
-
 class Kernel:
     """One step of a filter for rows of `du` inputs (`None`: of none)."""
 
@@ -49,10 +45,7 @@ class Kernel:
         #: Are steps counted on the host, where the gap is known in double precision?
         self.counts_steps = probe.rows is not None and probe.gaps is None
         self._most = probe.most if self.counts_steps else 0
-        #: Is the state kept on the host? Every array that goes into a call or comes out of it costs a few
-        #: microseconds there, so that state and row go in as one and state and record come out as one.
-        self.on_host = jax.default_backend() == "cpu" and sum(state.sizes) <= _HOST
-        self._one = jax.jit(self._joined if self.on_host else self._apart)
+        self.one = jax.jit(self._one)
         self.many = jax.jit(self._many)
 
     def number_of_steps(self, gaps: np.ndarray) -> np.ndarray:
@@ -76,39 +69,7 @@ class Kernel:
         )
         return self.traced(vectors, unpacked, self._most)
 
-    def one(self, vectors: Any, row: list[float]) -> tuple[Any, Any]:
-        """The state after a row, and its record."""
-        if not self.on_host:
-            return self._one(vectors, np.array(row, self.dtype))
-        size = self.state.sizes[0]
-        both = np.empty(size + self.width, self.dtype)
-        both[:size] = vectors[0]
-        both[size:] = row
-        found = self._one(both, *vectors[1:])
-        if len(found) == 1:
-            both = np.asarray(found[0])
-            return (both[:size],), (both[size:],)
-        found = [np.asarray(x) for x in found]
-        state = tuple(x[:n] for x, n in zip(found, self.state.sizes, strict=False))
-        return state, tuple(found[i][begin:] for i, begin in self._places)
-
-    def _joined(self, both: Any, *rest: Any) -> Any:
-        size = self.state.sizes[0]
-        state, record = self._apart((both[:size], *rest), both[size:])
-        # A part of the record goes behind the part of the state of its kind.
-        found, places = list(state), []
-        for part, dtype in zip(record, self.record.dtypes, strict=True):
-            if dtype in self.state.dtypes:
-                i = self.state.dtypes.index(dtype)
-                places.append((i, self.state.sizes[i]))
-                found[i] = jnp.concatenate([found[i], part])
-            else:
-                places.append((len(found), 0))
-                found.append(part)
-        self._places = places
-        return found
-
-    def _apart(self, vectors: Any, row: Any) -> tuple[Any, Any]:
+    def _one(self, vectors: Any, row: Any) -> tuple[Any, Any]:
         self.compilations += 1
         step = self.packed_step if jax.default_backend() != "cpu" else unrolled(self.packed_step)
         return step(vectors, row)

@@ -55,6 +55,7 @@ class OnlineFilter:
         jax.eval_shape(lambda gaps: model.dynamics.plan(gaps), jnp.zeros(1))
         self._traced = is_traced((model, filter))
         self._kernels: dict[Any, Kernel] = {}
+        self._begins: dict[Any, Any] = {}
         if num_inputs is not None:
             self._warm_up(num_inputs)
 
@@ -79,10 +80,20 @@ class OnlineFilter:
                 raise ValueError(f"{_NAME}.init: `t0` is {t0}; expected a finite time")
         if u0 is not None:
             u0 = self._input("u0", u0, dtype)
+        begin = self._begins.get(dtype) if key is None else None
+        if begin is None:
+            begin = self._begin(dtype, key)
+            if key is None and not is_traced(begin[0]):
+                # Arrays of JAX do not change: every stream may begin with the same ones.
+                self._begins[dtype] = begin
+        return OnlineState(t0, u0, *begin)
+
+    def _begin(self, dtype: Any, key: Array | None) -> tuple[Any, Layout]:
+        """The vectors before any measurement, and how they lie."""
         zero = jnp.zeros((), dtype)
         begin = (start(self.filter, self.model, dtype, key), zero, zero)
         layout = Layout.of(begin)
-        return OnlineState(t0, u0, layout.pack(begin), layout)
+        return layout.pack(begin), layout
 
     def step(
         self, state: OnlineState, t: Any, y: Any, u: Any = None
@@ -127,7 +138,8 @@ class OnlineFilter:
         parts = [since, gap, t, steps, *values]
         if now is not None:
             parts += [*before.tolist(), *now.tolist()]
-        vectors, record = kernel.one(state.vectors, parts)
+        row = np.array(parts, kernel.dtype)
+        vectors, record = kernel.one(state.vectors, row)
         new = OnlineState(np.float64(t), now, vectors, state.layout)
         return new, StepResult(record, kernel.record)
 

@@ -84,8 +84,11 @@ class Layout:
 
     def leaf(self, vectors: Any, place: _Leaf) -> Any:
         vector = vectors[place.group]
-        part = vector[..., place.start : place.stop]
-        part = part.reshape((*vector.shape[:-1], *place.shape))
+        if not place.shape:
+            part = vector[..., place.start]
+        else:
+            part = vector[..., place.start : place.stop]
+            part = part.reshape((*vector.shape[:-1], *place.shape))
         if place.dtype != self.dtypes[place.group]:
             part = part.astype(place.dtype)
         if place.generator is None:

@@ -1,5 +1,4 @@
-"""Sums over a few numbers written out, and what is known computed, for a step that is called again and
-again.
+"""Sums over a few numbers written out, for a step that is called again and again.
 
 XLA's runtime for CPUs prepares three buffers at every call for each reduction in a program, of whatever
 size. For a filter of a few states that is a quarter of what a call costs.
@@ -12,16 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend.core import Literal
 
-from filterdyn.online.known import bind, is_known, known, literal, now, platform
-
 #: Reductions of more terms stay.
 _MOST_TERMS = 16
-#: Larger constants are left to the program.
-_MOST_KNOWN = 4096
 _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "reduce_sum": lax.add,
     "reduce_prod": lax.mul,
@@ -48,9 +42,9 @@ def unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run(closed: Any, values: list[Any]) -> list[Any]:
     jaxpr = closed.jaxpr
-    env = dict(zip(jaxpr.constvars, map(known, closed.consts), strict=True))
+    env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(jaxpr.invars, values, strict=True))
-    read = lambda v: literal(v) if isinstance(v, Literal) else env[v]
+    read = lambda v: v.val if isinstance(v, Literal) else env[v]
     for equation in jaxpr.eqns:
         found = _equation(equation, [read(v) for v in equation.invars])
         env.update(zip(equation.outvars, found, strict=True))
@@ -61,22 +55,14 @@ def _equation(equation: Any, values: list[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if name in _CALLS:
         return _run(params[_CALLS[name]], values)
-    if name == "platform_index":
-        return [platform(equation)]
-    if name == "cond" and is_known(values[0]):
-        branches = params["branches"]
-        return _run(branches[int(np.clip(values[0], 0, len(branches) - 1))], values[1:])
-    if _is_small(equation) and all(map(is_known, values)):
-        return now(equation, values)
     if name in _OPERATIONS:
         terms = _terms(jnp.asarray(values[0]), tuple(params["axes"]))
         if terms:
             return [functools.reduce(_OPERATIONS[name], terms)]
-    return bind(equation, *values)
-
-
-def _is_small(equation: Any) -> bool:
-    return sum(math.prod(v.aval.shape) for v in equation.outvars) <= _MOST_KNOWN
+    bound = equation.primitive.get_bind_params(params)
+    with equation.ctx.manager:
+        found = equation.primitive.bind(*values, **bound)
+    return list(found) if equation.primitive.multiple_results else [found]
 
 
 def _terms(value: Any, axes: tuple[int, ...]) -> list[Any]:

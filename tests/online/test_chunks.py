@@ -96,9 +96,10 @@ def test_a_gate_says_what_it_kept_out():
     assert outside.outlier_weights == [0.0]
 
 
-def test_a_small_state_stays_on_the_host_and_is_one_array_with_its_record(online):
-    state, result = online.step(online.init(0.0), 1.0, [0.5])
-    assert all(type(v) is np.ndarray for v in (*state.vectors, *result.vectors))
-    assert state.vectors[0].base is result.vectors[0].base
-    with pytest.raises(ValueError, match="read-only"):
-        state.mean[0] = 1.0
+def test_streams_begin_alike_inside_a_trace_and_after_it():
+    online = fd.OnlineFilter(MODEL, fd.KalmanFilter())
+    assert jax.jit(lambda t: online.init(t, 0.0).cov)(1.0) == 1.0
+    first, second = online.init(0.0), online.init(1.0, 0.5)
+    assert first.vectors[0] is second.vectors[0]
+    assert (first.time, first.input, second.time, second.input) == (0.0, None, 1.0, 0.5)
+    assert online.init(0.0, key=jax.random.key(0)).mean == first.mean

@@ -31,16 +31,3 @@ def test_large_and_empty_reductions_stay():
     for x in (np.ones(100), np.ones((0, 2))):
         assert reductions(unrolled(lambda x: x.sum()), x) == 1
         assert unrolled(lambda x: x.sum())(x) == x.sum()
-
-
-def test_what_is_known_is_computed_where_it_is_compiled():
-    table = jnp.arange(6.0).reshape(2, 3)
-
-    def function(x):
-        scaled = jnp.where(jnp.arange(3) > 0, table[1] * 2, table[0])
-        chosen = jax.lax.cond(table[1, 1] > 3, lambda: scaled, lambda: -scaled)
-        return x + chosen
-
-    closed = jax.make_jaxpr(unrolled(function))(jnp.ones(3))
-    assert [e.primitive.name for e in closed.jaxpr.eqns] == ["add"]
-    np.testing.assert_array_equal(unrolled(function)(jnp.ones(3)), function(jnp.ones(3)))
