@@ -11,7 +11,7 @@ from jaxtyping import Array
 from numpyro.infer import MCMC
 
 from filterdyn._checks import check_key
-from filterdyn.inference.draws import flattened, samples_of, series_at
+from filterdyn.inference.draws import flattened, plate_axes, samples_of, series_at
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -53,7 +53,8 @@ def to_datatree(
     - `sample_stats`, for an `MCMC`: divergences and what else it recorded.
 
     A batch of series has a leading axis `series`; its log-likelihood has one axis `row` over all
-    observed rows, with coordinates `series` and `time`.
+    observed rows, with coordinates `series` and `time`. Parameters in a plate have an axis of its name: a
+    plate over the series that is called "series" gives both the same.
 
     **Raises:** `KeyError` if the model has no site of that name or a latent site without samples,
     `TypeError` if the site is not an observed `ObservedSeries`, `ValueError` for samples or names
@@ -75,7 +76,9 @@ def to_datatree(
         return distribution.sample(key, shape), distribution.log_likelihoods(y)
 
     flat = flattened(samples)
-    distribution, y = at_site({name: x[0] for name, x in flat.items()})
+    first = {name: x[0] for name, x in flat.items()}
+    distribution, y = at_site(first)
+    axes = plate_axes(model, args, kwargs, first)
     names = list(range(y.shape[-1]) if observation_names is None else observation_names)
     if len(names) != y.shape[-1]:
         raise ValueError(
@@ -102,7 +105,7 @@ def to_datatree(
     }
     if statistics:
         data["sample_stats"] = statistics
-    tree = from_dict(data, coords=coords, dims={site: dims}, attrs=_attributes())
+    tree = from_dict(data, coords=coords, dims={**axes, site: dims}, attrs=_attributes())
     rows = "time" if y.ndim == 2 else "row"
     row_times = np.broadcast_to(times, seen.shape)[seen]
     row_coords = {"time": row_times} if y.ndim == 2 else {"row": np.arange(seen.sum())}

@@ -66,6 +66,34 @@ def flattened(samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: x.reshape(-1, *x.shape[2:]) for name, x in samples.items()}
 
 
+def plate_axes(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    sample: Mapping[str, Any],
+) -> dict[str, list[str]]:
+    """The names of the axes of every sample in plates, leading ones by their plates."""
+    seeded = handlers.seed(handlers.substitute(model, data=dict(sample)), jax.random.key(0))
+    trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+    found = {}
+    for name, value in sample.items():
+        node = trace.get(name, {})
+        frames = node.get("cond_indep_stack", [])
+        # What a deterministic site has besides its plates cannot be told from their number.
+        event = (
+            node["fn"].event_dim if node.get("type") == "sample" else np.ndim(value) - len(frames)
+        )
+        batch = np.ndim(value) - event
+        if not frames or batch < max(-frame.dim for frame in frames):
+            continue
+        axes = [f"{name}_dim_{i}" for i in range(np.ndim(value))]
+        for frame in frames:
+            if np.shape(value)[batch + frame.dim] == frame.size:
+                axes[batch + frame.dim] = frame.name
+        found[name] = axes
+    return found
+
+
 def series_at(
     owner: str,
     model: Callable[..., Any],

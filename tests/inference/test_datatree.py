@@ -248,6 +248,24 @@ def test_a_batch_of_series_has_an_axis_of_series(model, steps):
     np.testing.assert_array_equal(tree["observed_data"]["y"], both)
 
 
+def test_parameters_in_a_plate_have_its_axis():
+    def model(times, y=None):
+        with numpyro.plate("series", 2):
+            step = numpyro.sample("step", dist.LogNormal(0.0, 0.5))
+            numpyro.sample("pair", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+            numpyro.deterministic("twice", 2 * step)
+            models = eqx.filter_vmap(make)(step, jnp.zeros(2))
+            site = fd.ObservedSeries(models, times, filter=fd.KalmanFilter(), batch_shape=(2,))
+            numpyro.sample("y", site, obs=y)
+
+    draws = {"step": np.full((4, 2), 0.5), "pair": np.zeros((4, 2, 3)), "twice": np.ones((4, 2))}
+    tree = fd.to_datatree(draws, model, times, both)
+    assert tree["posterior"]["step"].dims == ("chain", "draw", "series")
+    assert tree["posterior"]["twice"].dims == ("chain", "draw", "series")
+    assert tree["posterior"]["pair"].dims == ("chain", "draw", "series", "pair_dim_1")
+    assert tree["posterior_predictive"]["y"].dims[2] == "series"
+
+
 @several
 def test_rows_of_a_batch_say_which_series_and_when(model, steps):
     pointwise = fd.to_datatree({"step": steps}, model, times, both)["log_likelihood"]["y"]
