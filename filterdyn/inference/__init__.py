@@ -6,6 +6,7 @@ from filterdyn.inference.ensemble_inversion import Inversion, ensemble_kalman_in
 from filterdyn.inference.evidence import LogEvidence, log_evidence
 from filterdyn.inference.forecast_paths import forecast_paths
 from filterdyn.inference.found_terms import FoundTerms
+from filterdyn.inference.gaussian_path import GaussianPath
 from filterdyn.inference.horseshoe import horseshoe_regression
 from filterdyn.inference.iterative_smoother import iterative_ensemble_smoother
 from filterdyn.inference.latent_path import LatentPath as LatentPath
@@ -27,7 +28,9 @@ from filterdyn.inference.weak_form import weak_regression
 # What is called `fd.ObservedSeries` has that one name only.
 __all__ = [
     "FoundTerms",
+    "GaussianPath",
     "Inversion",
+    "LogEvidence",
     "ParticleMetropolis",
     "PathBound",
     "PathEncoder",
@@ -42,6 +45,7 @@ __all__ = [
     "forecast_paths",
     "horseshoe_regression",
     "iterative_ensemble_smoother",
+    "log_evidence",
     "log_likelihood_sd",
     "path_elbo",
     "pointwise_regression",
@@ -49,6 +53,4 @@ __all__ = [
     "prior_predictive",
     "thresholded_least_squares",
     "weak_regression",
-    "LogEvidence",
-    "log_evidence",
 ]

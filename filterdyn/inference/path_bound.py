@@ -39,6 +39,7 @@ class PathBound(eqx.Module):
     - `shift_start`, `shift_moves`: posterior means of the units, and `shift_errors` (T - 1, dw), the
       variances with which those of the moves are estimated;
     - `mean`, `variance` (T, dx): of the states under the posterior;
+    - `converged`: did a `GaussianPath` reach its maximum? (What it has is a bound in any case.)
     - `status`: of `fd.Status`; a failed bound is `-inf`.
     """
 
@@ -54,6 +55,7 @@ class PathBound(eqx.Module):
     mean: Float[Array, "*S T dx"]
     variance: Float[Array, "*S T dx"]
     moved: Bool[Any, "*S moves"]
+    converged: Bool[Array, "*S"]
     status: Int[Array, "*S"]
 
     @property
@@ -69,10 +71,16 @@ class PathBound(eqx.Module):
 
     @property
     def warning(self) -> str | None:
-        """Which noises are not used, if any, or what failed."""
+        """What failed or has not converged, or which noises are not used; `None` if nothing is wrong."""
         failed = int((np.asarray(self.status) != Status.OK).sum())
         if failed:
             return f"{failed} of {np.size(self.status)} series have no finite bound (see `status`)"
+        early = int((~np.asarray(self.converged)).sum())
+        if early:
+            return (
+                f"{early} of {np.size(self.status)} posteriors did not converge (see `converged`); give "
+                "GaussianPath more `iterations`"
+            )
         return warning_of(self.noises)
 
 
@@ -124,7 +132,7 @@ def _bound(
     if posterior.is_random:
         weighted = jax.nn.logsumexp(terms.log_weight, axis=0) - math.log(number)
         weighted = jnp.where(fine, weighted, -jnp.inf)
-    mean = jax.tree.map(lambda x: x.mean(0), terms)
+    mean = jax.tree.map(lambda x: x.mean(0), terms._replace(converged=terms.log_weight))
     return PathBound(
         value,
         spread,
@@ -138,6 +146,7 @@ def _bound(
         mean.mean,
         mean.variance + terms.mean.var(0),
         rows.gap[..., 1:] > 0,
+        terms.converged.all(0),
         status,
     )
 

@@ -29,6 +29,8 @@ class PathTerms(NamedTuple):
     variance: Float[Array, "T dx"]
     #: log p(y, path) - log q(path) of the path that was drawn: `value` has the same expectation.
     log_weight: Float[Array, ""]
+    #: Is the posterior the best of its family, where one looks for that?
+    converged: Bool[Array, ""]
 
     @property
     def value(self) -> Float[Array, "*S"]:

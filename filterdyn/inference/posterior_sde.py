@@ -196,6 +196,7 @@ class PosteriorSDE(AbstractPathPosterior):
             path,
             jnp.zeros_like(path),
             log_weight,
+            jnp.array(True),
         )
         return found, jnp.isfinite(found.value) & jnp.isfinite(log_weight)
 

@@ -117,6 +117,7 @@ def test_the_bound_reaches_the_likelihood_with_the_optimal_control():
     assert gaps[1] < 0.5 * gaps[0]
 
 
+@pytest.mark.slow
 def test_any_other_control_is_below_the_likelihood():
     model = ornstein_uhlenbeck(substeps=16)
     posterior = PosteriorSDE.per_series(model, rows=len(times), key=jr.key(0))
