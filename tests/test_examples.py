@@ -149,6 +149,17 @@ def test_identification_runs_on_simulated_stand_ins(name, tmp_path, monkeypatch)
     assert (tmp_path / f"{name}.png").stat().st_size > LEAST_BYTES
 
 
+@pytest.mark.slow
+def test_universal_lotka_volterra_finds_the_two_terms_and_no_others(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lines, _ = run("universal_lotka_volterra", tmp_path, "--quick")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    told = lines[-1].partition(";")[0]
+    assert told == "OK: found x y in dx/dt, x y in dy/dt"
+    assert (tmp_path / "universal_lotka_volterra.png").stat().st_size > LEAST_BYTES
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 120
+
+
 @pytest.fixture(scope="module")
 def nile():
     return load("nile_level")

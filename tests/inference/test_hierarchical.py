@@ -181,7 +181,7 @@ def test_nuts_samples_the_dense_posterior(sampled):
 @pytest.mark.slow
 def test_more_series_and_other_data_are_not_traced_again(sampled):
     """How often the field is looked at in Python does not depend on how many series there are, and a second
-    run of the same shapes looks no more."""
+    run of the same shapes looks only to find its start."""
     before = sampled[-1]
     make, filter = KINDS["a field"]
     other = fd.stack(records(seed=1))
@@ -203,7 +203,7 @@ def test_more_series_and_other_data_are_not_traced_again(sampled):
     batch = fd.stack(records(seed=3))
     calls.clear()
     again.run(jax.random.key(1), jnp.asarray(batch.times), batch.observations)
-    assert len(calls) < first
+    assert 2 * len(calls) <= first
 
 
 @pytest.mark.slow

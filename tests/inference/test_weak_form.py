@@ -137,12 +137,11 @@ def test_a_noisy_series_gives_the_right_terms(regular):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("regular", [True, False])
-def test_intervals_of_the_right_terms_cover_as_often_as_they_say(regular):
+def test_intervals_of_the_right_terms_cover_as_often_as_they_say():
     """30 noises: the intervals of an equation go together, so 180 are as good as 60: 4 standard errors."""
     inside, count = [], 0
     for seed in range(30):
-        series, noise = measured(0.05, seed, regular)
+        series, noise = measured(0.05, seed, regular=False)
         found = stlsq(weak(LV, series, noise=noise))
         count += bool(right(found))
         known = stlsq(weak(LV.take(["x", "y", "x y"]), series, noise=noise), threshold=0.0)
