@@ -26,7 +26,15 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 #: Pages that sample, train or compile for long.
-LONG = {"numpyro", "parallel", "particles", "particle_inference", "learned_gains", "sparse_terms"}
+LONG = {
+    "numpyro",
+    "parallel",
+    "particles",
+    "particle_inference",
+    "learned_gains",
+    "sparse_terms",
+    "hierarchical",
+}
 BY_COST = [pytest.param(p, marks=pytest.mark.slow if p.stem in LONG else ()) for p in PAGES]
 
 _BLOCK = re.compile(
