@@ -1,6 +1,7 @@
 """Diagnostics of filters and models."""
 
 from filterdyn.diagnostics.calibration import PIT, Coverage, coverage, pit
+from filterdyn.diagnostics.confounding import Confounding, confounding
 from filterdyn.diagnostics.consistency import ConsistencyReport, Fault, consistency_report
 from filterdyn.diagnostics.gradient_check import (
     GradientCheck,
@@ -57,7 +58,9 @@ __all__ = [
     "rank_histogram",
     "RankHistogram",
     # what is wrong?
+    "confounding",
     "consistency_report",
+    "Confounding",
     "ConsistencyReport",
     "Fault",
     # can the data tell?

@@ -44,7 +44,7 @@ def to_datatree(
 
     **Returns** a `DataTree` with the groups
 
-    - `posterior`: the samples, (chain, draw, ...);
+    - `posterior`: the samples, (chain, draw, ...); a `/` in a name (NumPyro's scopes) becomes a dot;
     - `posterior_predictive`: a replicated series for every draw, (chain, draw, time, observation);
     - `log_likelihood`: log p(y_t | y_1:t-1), or of `PathObservations` log p(y_t | x_t), of every row
       with an observed entry, (chain, draw, time): the pointwise log-likelihood that `arviz_stats.loo`
@@ -99,13 +99,14 @@ def to_datatree(
     grouped = lambda x: x.reshape(chains, draws, *x.shape[1:])
     log_likelihood = _spread(grouped(pointwise)[:, :, seen])
     data = {
-        "posterior": samples,
+        "posterior": {_dotted(name): x for name, x in samples.items()},
         "posterior_predictive": {site: grouped(replicated)},
         "observed_data": {site: y},
     }
     if statistics:
         data["sample_stats"] = statistics
-    tree = from_dict(data, coords=coords, dims={**axes, site: dims}, attrs=_attributes())
+    dims_of = {_dotted(name): axis for name, axis in axes.items()} | {site: dims}
+    tree = from_dict(data, coords=coords, dims=dims_of, attrs=_attributes())
     rows = "time" if y.ndim == 2 else "row"
     row_times = np.broadcast_to(times, seen.shape)[seen]
     row_coords = {"time": row_times} if y.ndim == 2 else {"row": np.arange(seen.sum())}
@@ -119,6 +120,11 @@ def to_datatree(
         group = group.assign_coords({"time": (rows, row_times), **extra})
     tree["log_likelihood"] = type(tree)(group)
     return tree
+
+
+def _dotted(name: str) -> str:
+    """A name of NumPyro's scopes, such as `net/weights[0]`, as a `DataTree` can have it."""
+    return name.replace("/", ".")
 
 
 def _spread(pointwise: np.ndarray) -> np.ndarray:
