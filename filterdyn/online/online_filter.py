@@ -24,7 +24,7 @@ from filterdyn.online.saving import arrays_of, state_in
 from filterdyn.online.state import OnlineState, StepResult
 
 _NAME = "OnlineFilter"
-_INFINITE = (float("inf"), float("-inf"))
+_INFINITE = float("inf")
 _Tracer = jax.core.Tracer
 
 
@@ -112,10 +112,14 @@ class OnlineFilter:
         **Raises:** `ValueError` for a time before the state's, a measurement of another shape or with
         infinite entries.
         """
-        if self._is_traced(state, t, y, u):
-            return self._step_traced(state, t, y, u)
-        # (Floats of Python are faster than those of NumPy, one by one.)
-        t = t if type(t) is float else float(seconds(f"{_NAME}.step", "t", t))
+        plain = type(t) is float and type(y) is np.ndarray and u is None
+        if not (plain and type(state.time) is np.float64 and not self._traced) or isinstance(
+            state.vectors[0], _Tracer
+        ):
+            if self._is_traced(state, t, y, u):
+                return self._step_traced(state, t, y, u)
+            # (Floats of Python are faster than those of NumPy, one by one.)
+            t = float(seconds(f"{_NAME}.step", "t", t))
         since = float(state.time)
         gap = t - since
         if not gap >= 0:
@@ -132,7 +136,7 @@ class OnlineFilter:
             y = self._vector("y", y)
             check_shape(f"{_NAME}.step", "y", y, (dy,), "the observation's entries")
         values = y.tolist()
-        if _INFINITE[0] in values or _INFINITE[1] in values:
+        if _INFINITE in values or -_INFINITE in values:
             raise ValueError(f"{_NAME}: `y` has infinite entries; NaN marks a missing one")
         steps = kernel.number_of_steps(np.array([gap]))[0] if kernel.counts_steps else 0
         parts = [since, gap, t, steps, *values]

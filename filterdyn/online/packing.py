@@ -85,7 +85,7 @@ class Layout:
     def leaf(self, vectors: Any, place: _Leaf) -> Any:
         vector = vectors[place.group]
         if not place.shape:
-            part = vector[..., place.start]
+            part = vector[..., place.start] if vector.ndim > 1 else vector[place.start]
         else:
             part = vector[..., place.start : place.stop]
             part = part.reshape((*vector.shape[:-1], *place.shape))
