@@ -23,7 +23,6 @@ from filterdyn.inference.path_reparam import PathReparam
 from filterdyn.inference.posterior_sde import PosteriorSDE
 from filterdyn.inference.predictive import posterior_predictive, prior_predictive
 from filterdyn.inference.random_weights import random_weights, weights_of, with_weights
-from filterdyn.inference.sequential_posterior import SequentialPosterior, sequential_posterior
 from filterdyn.inference.sparse_regression import thresholded_least_squares
 from filterdyn.inference.term_regression import TermRegression, pointwise_regression
 from filterdyn.inference.terms import TermField, TermLibrary
@@ -50,7 +49,6 @@ __all__ = [
     "PathReparam",
     "PosteriorSDE",
     "PredictiveMoments",
-    "SequentialPosterior",
     "SeriesContext",
     "TermField",
     "TermLibrary",
@@ -77,5 +75,4 @@ __all__ = [
     "weak_regression",
     "weights_of",
     "with_weights",
-    "sequential_posterior",
 ]
