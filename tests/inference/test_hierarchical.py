@@ -94,6 +94,7 @@ def test_the_density_is_that_of_the_separate_series_and_the_population():
     assert float(found) == pytest.approx(float(expected), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_with_the_population_known_every_series_has_the_posterior_that_it_has_alone():
     """Its gradient is that of its own fit, and no second derivative couples two series."""
     make, filter = KINDS["linear"]

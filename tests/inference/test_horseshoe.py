@@ -42,6 +42,7 @@ def test_the_density_without_the_coefficients_is_that_of_the_dense_gaussian():
     np.testing.assert_allclose(densities, 15 * np.log(2 * np.pi), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_coefficients_given_the_scales_have_the_moments_of_the_dense_gaussian():
     """20,000 draws: 4 means and 10 covariances within 5 standard errors, a false alarm in 100,000."""
     part, one = data()

@@ -75,6 +75,7 @@ def test_a_field_is_the_sum_of_its_terms():
     np.testing.assert_array_equal(Field(library, 0 * lotka_volterra(library))(0.0, x), [0.0, 0.0])
 
 
+@pytest.mark.slow
 def test_a_field_can_be_fitted_in_a_model():
     library = Library(["x"], degree=1)
     decay = lambda rate: fd.StateSpaceModel(
