@@ -34,6 +34,7 @@ from filterdyn.inference.total_moments import (
 )
 from filterdyn.inference.variational_series import VariationalSeries
 from filterdyn.inference.weak_form import weak_regression
+from filterdyn.inference.sequential_posterior import SequentialPosterior, sequential_posterior
 
 # What is called `fd.ObservedSeries` has that one name only.
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "PathReparam",
     "PosteriorSDE",
     "PredictiveMoments",
+    "SequentialPosterior",
     "SeriesContext",
     "TermField",
     "TermLibrary",
@@ -70,6 +72,7 @@ __all__ = [
     "predictive_moments",
     "prior_predictive",
     "random_weights",
+    "sequential_posterior",
     "thresholded_least_squares",
     "total_moments",
     "weak_regression",

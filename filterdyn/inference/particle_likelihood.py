@@ -20,7 +20,7 @@ from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.verbs import check_model
 from filterdyn.inference.batch import over_batch
 from filterdyn.inference.observed_series import ObservedSeries
-from filterdyn.inference.unconstrained import Call, Point, trace_at
+from filterdyn.inference.unconstrained import Call, Point, Traced, trace_at
 from filterdyn.model import StateSpaceModel
 from filterdyn.resampling import AbstractCopying
 from filterdyn.smoothers.genealogy import filter_forward
@@ -49,7 +49,7 @@ def series_of(site: dict[str, Any]) -> ObservedSeries | None:
 
 
 def is_sampled(site: dict[str, Any]) -> bool:
-    """Is this an observed series whose filter samples?"""
+    """Is this a series whose filter samples?"""
     series = series_of(site)
     return series is not None and isinstance(series.filter, AbstractSamplingFilter)
 
@@ -107,25 +107,30 @@ def estimate(call: Call, z: Point, key: Array, with_paths: bool = True) -> Estim
     """Prior and likelihood at `z`, with all that is random in the filters from `key`."""
     key_model, key_paths = jax.random.split(key)
     traced = trace_at(call, z, key_model)
-    log_prior, log_likelihood = traced.log_det, jnp.zeros_like(traced.log_det)
+    log_likelihood = jnp.zeros_like(traced.log_det)
     paths: dict[str, Array] = {}
     for i, (name, site) in enumerate(traced.sites.items()):
-        if site["type"] != "sample":
+        if not is_sampled(site):
             continue
-        if is_sampled(site):
-            series = series_of(site)
-            assert series is not None
-            seen, path = _run_site(
-                series, site["value"], jax.random.fold_in(key_paths, i), with_paths
-            )
-            log_likelihood = log_likelihood + seen
-            if path is not None:
-                paths[name] = path
-        else:
+        series = series_of(site)
+        assert series is not None
+        key_path = jax.random.fold_in(key_paths, i)
+        seen, path = _run_site(series, site["value"], key_path, with_paths)
+        log_likelihood = log_likelihood + seen
+        if path is not None:
+            paths[name] = path
+    log_likelihood = jnp.where(jnp.isnan(log_likelihood), -jnp.inf, log_likelihood)
+    return Estimate(log_prior_of(traced), log_likelihood, paths)
+
+
+def log_prior_of(traced: Traced) -> Float[Array, ""]:
+    """The log-density in the unconstrained space of all sites but those whose filter samples."""
+    total = traced.log_det
+    for site in traced.sites.values():
+        if site["type"] == "sample" and not is_sampled(site):
             scale = 1.0 if site["scale"] is None else site["scale"]
-            log_prior = log_prior + (scale * site["fn"].log_prob(site["value"])).sum()
-    fine = lambda x: jnp.where(jnp.isnan(x), -jnp.inf, x)
-    return Estimate(fine(log_prior), fine(log_likelihood), paths)
+            total = total + (scale * site["fn"].log_prob(site["value"])).sum()
+    return jnp.where(jnp.isnan(total), -jnp.inf, total)
 
 
 def _run_site(
