@@ -60,7 +60,9 @@ class ODE(AbstractDynamics):
         - `solver`: a Diffrax ODE solver, explicit or implicit (default `diffrax.Tsit5()`);
         - `substeps`: solver steps in every gap, or `dt`: the largest step, so that long gaps get more
           (the number per gap comes from concrete times; traced times need `max_substeps`), or
-          `stepsize_controller`: a Diffrax controller for adaptive steps, at most `max_steps` per gap;
+          `stepsize_controller`: a Diffrax controller for adaptive steps, at most `max_steps` per gap. With
+          `substeps` a step is as long as its gap: where gaps differ much take `dt`, or a fit makes up for
+          the errors of the long ones;
         - `adjoint`: how adaptive solves are differentiated. Default `diffrax.DirectAdjoint()`, in every
           mode and order; `diffrax.RecursiveCheckpointAdjoint()` is faster for a `vmap` over gradients,
           and has nothing but those: no gradient of a `vmap`, no forward mode, no second derivative.

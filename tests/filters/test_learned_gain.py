@@ -217,6 +217,23 @@ def test_it_follows_a_driven_pendulum_at_irregular_times_over_any_base(base):
 
 
 @pytest.mark.slow
+def test_the_smoother_reverses_the_model_from_the_beliefs_of_the_learned_gain(result):
+    found = fd.smooth(level(), SERIES, SCALAR)
+    part = lambda x: np.array(x, float).reshape(COUNT)
+    mean, cov = part(result.mean), part(result.cov)
+    ahead, spread = part(result.predicted.mean), part(result.predicted.cov)
+    for k in reversed(range(COUNT - 1)):
+        gain = 0.9 * cov[k] / spread[k + 1]
+        mean[k] += gain * (mean[k + 1] - ahead[k + 1])
+        cov[k] += gain**2 * (cov[k + 1] - spread[k + 1])
+    np.testing.assert_allclose(
+        part(found.mean), mean, rtol=1e-9 if X64 else 1e-3, atol=1e-3 * TIGHT
+    )
+    np.testing.assert_allclose(part(found.cov), cov, rtol=1e-9 if X64 else 1e-3)
+    agree(fd.smooth(level(), SERIES, learned(1, 1)), fd.smooth(level(), SERIES, fd.KalmanFilter()))
+
+
+@pytest.mark.slow
 def test_stream_is_the_batch(result):
     online = fd.OnlineFilter(level(), SCALAR)
     state = online.init(0.0)

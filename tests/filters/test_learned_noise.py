@@ -46,6 +46,11 @@ def result():
     return fd.filter(linear(), SERIES, SHAKEN)
 
 
+@pytest.fixture(scope="module")
+def smoothed():
+    return fd.smooth(linear(), SERIES, SHAKEN)
+
+
 def pendulum():
     """Nonlinear, driven, in continuous time."""
 
@@ -212,8 +217,30 @@ def test_a_forecast_uses_the_noise_that_was_learnt(result):
 
 
 @pytest.mark.slow
-def test_the_smoother_ends_where_the_filter_does(result):
-    smoothed = fd.smooth(linear(), SERIES, SHAKEN)
+def test_before_training_it_smooths_as_the_filter_that_it_is_based_on():
+    found = fd.smooth(linear(), SERIES, FRESH)
+    expected = fd.smooth(linear(), SERIES, fd.ExtendedKalmanFilter())
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=TIGHT, atol=TIGHT)
+    np.testing.assert_allclose(found.cov, expected.cov, rtol=TIGHT, atol=TIGHT)
+
+
+@pytest.mark.slow
+def test_with_any_weights_it_smooths_under_the_covariances_that_it_reports(result, smoothed):
+    """Rauch, Tung, Striebel in their own form: with the inverse of the predicted covariance."""
+    means, covs = (np.array(x, float) for x in (result.mean, result.cov))
+    f = np.asarray(F, float)
+    for k in reversed(range(COUNT - 1)):
+        process = np.asarray(result.noise_factors.process[k], float)
+        predicted = f @ covs[k] @ f.T + matrices(process, np.asarray(Q, float))
+        gain = covs[k] @ f.T @ np.linalg.inv(predicted)
+        means[k] += gain @ (means[k + 1] - f @ means[k])
+        covs[k] += gain @ (covs[k + 1] - predicted) @ gain.T
+    np.testing.assert_allclose(smoothed.mean, means, rtol=1e3 * TIGHT, atol=1e3 * TIGHT)
+    np.testing.assert_allclose(smoothed.cov, covs, rtol=1e3 * TIGHT, atol=1e3 * TIGHT)
+
+
+@pytest.mark.slow
+def test_the_smoother_ends_where_the_filter_does(result, smoothed):
     np.testing.assert_allclose(smoothed.mean[-1], result.mean[-1], rtol=TIGHT)
     np.testing.assert_allclose(smoothed.log_likelihood, result.log_likelihood, rtol=TIGHT)
     with pytest.raises(ValueError, match="has AdaptiveNoise or a network"):
