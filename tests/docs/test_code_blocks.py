@@ -27,6 +27,7 @@ README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 #: Pages that sample, train or compile for long.
 LONG = {
+    "path_inference",
     "checking",
     "numpyro",
     "parallel",
