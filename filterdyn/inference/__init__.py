@@ -35,6 +35,8 @@ from filterdyn.inference.total_moments import (
 from filterdyn.inference.variational_series import VariationalSeries
 from filterdyn.inference.weak_form import weak_regression
 from filterdyn.inference.sequential_posterior import SequentialPosterior, sequential_posterior
+from filterdyn.inference.iterated_filtering import IteratedFiltering, iterated_filtering
+from filterdyn.inference.path_update import path_update
 
 # What is called `fd.ObservedSeries` has that one name only.
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "FoundTerms",
     "GaussianPath",
     "Inversion",
+    "IteratedFiltering",
     "Laplace",
     "LogEvidence",
     "ParticleMetropolis",
@@ -61,12 +64,14 @@ __all__ = [
     "ensemble_kalman_inversion",
     "forecast_paths",
     "horseshoe_regression",
+    "iterated_filtering",
     "iterative_ensemble_smoother",
     "laplace",
     "log_evidence",
     "log_likelihood_sd",
     "orthogonality",
     "path_elbo",
+    "path_update",
     "pointwise_regression",
     "posterior_predictive",
     "predictive_moments",
