@@ -89,6 +89,9 @@ def test_shapes_and_weights(result):
     draws = result.draws(jr.key(1), 5)
     assert draws["level"].shape == (5,)
     assert set(np.asarray(draws["level"])) <= set(np.asarray(result.samples["level"]))
+    tree = fd.to_datatree(draws, short, TIMES, Y)
+    assert tree["posterior"]["level"].shape == (1, 5)
+    assert tree["log_likelihood"]["y"].shape == (1, 5, 9)
 
 
 def test_unusable_models_are_refused_by_name():
