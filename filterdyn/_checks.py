@@ -128,10 +128,23 @@ def check_count(owner: str, name: str, value: Any) -> int:
 
 
 def check_key(owner: str, key: Any) -> None:
-    """`key` must be a JAX random key, new style or old."""
+    """`key` must be one JAX random key, new style or old."""
     new = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     old = getattr(key, "dtype", None) == jnp.uint32 and getattr(key, "shape", None) == (2,)
     if not (new or old):
         raise TypeError(
             f"{owner}: `key` is {type(key).__name__}; expected a random key such as jax.random.key(0)"
+        )
+    if new and key.ndim:
+        raise ValueError(f"{owner}: `key` is a batch of shape {key.shape}; expected one random key")
+
+
+def check_is_one(owner: str, name: str, value: Any, times: Any) -> None:
+    """**Raises:** `ValueError` for a batch of results."""
+    if np.ndim(times) != 1 or np.ndim(value.status) != 0:
+        batch = np.shape(value.status)
+        can = hasattr(value, "__getitem__")
+        one = f"{name}[0]" if can else f"jax.tree.map(lambda x: x[0], {name})"
+        raise ValueError(
+            f"{owner}: `{name}` is a batch of shape {batch}; expected one, such as {one}"
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from filterdyn._checks import check_count, is_traced
+from filterdyn._checks import check_count, check_is_one, is_traced
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
 from filterdyn.filters.base import AbstractFilter
@@ -185,12 +185,13 @@ def forecast(
 
     **Returns:** a `Forecast`.
 
-    **Raises:** `ValueError` for times before the last row and for shapes that disagree.
+    **Raises:** `ValueError` for times before the last row, shapes that disagree and a batch of results.
     """
     if not isinstance(result, FilterResult):
         raise TypeError(
             f"forecast: `result` is {type(result).__name__}; expected what fd.filter returned"
         )
+    check_is_one("forecast", "result", result, result.times)
     rows = result._rows
     last = State(result.last, result.statuses[-1]) if rows is None else rows.last
     return forecast_from(

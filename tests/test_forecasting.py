@@ -251,6 +251,27 @@ def test_arguments_are_checked(filtered):
     fails(ValueError, "`num_samples` is 0", seen, filtered, future, key=jr.key(0), num_samples=0)
 
 
+def test_a_batch_of_results_is_refused_and_can_be_mapped_over():
+    series = fd.stack([fd.Series([0.0, 1.0], y) for y in ([0.3, 0.1], [-0.2, 0.4])])
+    walk = fd.LinearTransition(np.eye(1), np.eye(1))
+    seen = fd.LinearObservation(np.eye(1), np.eye(1))
+    model = fd.StateSpaceModel(dist.MultivariateNormal(jnp.zeros(1), jnp.eye(1)), walk, seen)
+    for filter in (fd.KalmanFilter(), fd.EnsembleKalmanFilter(8)):
+        key = None if isinstance(filter, fd.KalmanFilter) else jr.key(0)
+        results = fd.filter(model, series, filter, key=key)
+        with pytest.raises(ValueError, match=r"`result` is a batch of shape \(2,\)"):
+            fd.forecast(model, results, [2.0], key=jr.key(1))
+        ahead = fd.forecast(model, results[1], [2.0], key=jr.key(1))
+        np.testing.assert_allclose(results[-1].mean, results.mean[1])
+        last = results.mean[1, -1]
+        np.testing.assert_allclose(ahead.state_mean[0], last, atol=1e-9 if key is None else 1.5)
+        assert len(list(results)) == 2
+        with pytest.raises(IndexError, match="2 of a batch of 2"):
+            results[2]
+        with pytest.raises(TypeError, match="result of one series"):
+            results[1][0]
+
+
 @pytest.mark.parametrize("probability", [0.0, 1.0, -0.1, 90, np.nan])
 def test_an_interval_needs_a_probability(filtered, probability):
     ahead = fd.forecast(seen, filtered, future)

@@ -53,6 +53,8 @@ class FilterResult(eqx.Module):
     - `moments_matched`: did a non-Gaussian observation or transition enter by its first two moments?
     - `effective_sample_sizes` (T,) and `diagnostics`, arrays with a leading axis T by name: of an
       ensemble or particle filter.
+
+    Of a batch everything has one more axis in front, and `result[i]` is that of one series.
     """
 
     times: Float[Any, " T"]
@@ -70,6 +72,18 @@ class FilterResult(eqx.Module):
     moments_matched: bool = eqx.field(static=True)
     observation_names: tuple[str, ...] | None = eqx.field(static=True)
     _rows: SampledRows | None = None
+
+    def __getitem__(self, index: int) -> "FilterResult":
+        """Of the results of a batch, that of one series.
+
+        **Raises:** `TypeError` for the result of one series, `IndexError` beyond the last one."""
+        if not jnp.ndim(self.status):
+            raise TypeError("FilterResult: this is the result of one series, not of a batch")
+        if not -len(self.status) <= index < len(self.status):
+            raise IndexError(f"FilterResult: {index} of a batch of {len(self.status)}")
+        kept = eqx.tree_at(lambda result: result.filter, self, None)
+        one = jax.tree.map(lambda x: x[index], kept)
+        return eqx.tree_at(lambda r: r.filter, one, self.filter, is_leaf=lambda x: x is None)
 
     @property
     def predicted(self) -> Any:

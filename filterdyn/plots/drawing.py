@@ -175,16 +175,6 @@ def check_is_series(owner: str, series: Any) -> None:
         )
 
 
-def check_is_one(owner: str, name: str, value: Any, times: Any) -> None:
-    """**Raises:** `ValueError` for a batch of results."""
-    if np.ndim(times) != 1 or np.ndim(value.status) != 0:
-        batch = np.shape(value.status)
-        raise ValueError(
-            f"{owner}: `{name}` is a batch of shape {batch}; expected one, such as "
-            f"jax.tree.map(lambda x: x[0], {name})"
-        )
-
-
 def check_same_rows(owner: str, result: Any, series: Series) -> None:
     """**Raises:** `ValueError` if `result` belongs to another series."""
     ours, theirs = np.asarray(result.times), np.asarray(series.times)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
+from filterdyn._checks import check_is_one
 from filterdyn._compile import compiled
 from filterdyn.beliefs import Gaussian
 from filterdyn.filters import FilterResult, PredictedObservation
@@ -22,7 +23,6 @@ from filterdyn.plots.drawing import (
     GUIDE_COLOUR,
     band,
     check_is,
-    check_is_one,
     check_is_series,
     check_same_rows,
     column_names,

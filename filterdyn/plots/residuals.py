@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from filterdyn._checks import check_count
+from filterdyn._checks import check_count, check_is_one
 from filterdyn.filters import FilterResult
 from filterdyn.plots.drawing import (
     COLOURS,
@@ -19,7 +19,6 @@ from filterdyn.plots.drawing import (
     MARKERS,
     STYLES,
     check_is,
-    check_is_one,
     column_names,
     given,
     legend,

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from filterdyn._checks import check_is_one
 from filterdyn.filters import FilterResult
 from filterdyn.plots.drawing import (
     COLOURS,
     STYLES,
     band,
     check_is,
-    check_is_one,
     check_is_series,
     column_names,
     failure,
