@@ -21,7 +21,9 @@ def log_likelihood(rate, y, filter):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("filter", [fd.EnsembleKalmanFilter(8), fd.ParticleFilter(8)], ids=repr)
+@pytest.mark.parametrize(
+    "filter", [fd.EnsembleKalmanFilter(8), fd.ParticleFilter(8)], ids=["ensemble", "particles"]
+)
 def test_the_gradient_of_several_series_is_the_sum_of_those_of_each(filter):
     several = lambda rate: jax.vmap(lambda y: log_likelihood(rate, y, filter))(jnp.asarray(Y)).sum()
     one = jax.grad(lambda rate, y: log_likelihood(rate, y, filter))
