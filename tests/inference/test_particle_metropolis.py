@@ -280,3 +280,49 @@ def test_a_model_under_which_nothing_was_possible_is_refused():
 
     with pytest.raises(RuntimeError, match="likelihood is 0 at 20 starts"):
         run(impossible, Y, draws=1, warmup=0, chains=1)
+
+
+def grid_posterior(y, means, memory=0.97, noise=0.2):
+    """Weights of values of the mean of a stochastic volatility under a N(0, 1) prior: the state's distance
+    from the mean lives on a grid, on which sums are integrals to many digits."""
+    x = np.linspace(-6.0, 6.0, 401) * noise / np.sqrt(1 - memory**2)
+    moved = np.exp(-0.5 * ((x[:, None] - memory * x) / noise) ** 2)
+    moved /= moved.sum(0)
+    out = []
+    for mean in means:
+        p, total = np.exp(-0.5 * (x * np.sqrt(1 - memory**2) / noise) ** 2), -0.5 * mean**2
+        for k, value in enumerate(y):
+            p = moved @ p if k else p / p.sum()
+            p = p * np.exp(-0.5 * (mean + x) - 0.5 * value**2 * np.exp(-mean - x))
+            total, p = total + np.log(p.sum()), p / p.sum()
+        out.append(total)
+    w = np.exp(np.array(out) - max(out))
+    return w / w.sum()
+
+
+@pytest.mark.slow
+def test_a_volatility_is_that_of_a_grid():
+    """A model in which nothing is Gaussian but the state."""
+    y = np.array(
+        json.loads((REFERENCE / "C02_stochastic_volatility.json").read_text())["problem"]["y"]
+    )
+    y = y[:80]
+
+    def model(times, y=None):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        start = dist.Normal(mean, 0.2 / jnp.sqrt(1 - 0.97**2)).expand([1]).to_event(1)
+        volatility = fd.StateSpaceModel(
+            start,
+            fd.Transition(lambda t, x, u: dist.Normal(mean + 0.97 * (x - mean), 0.2).to_event(1)),
+            fd.Observation(lambda t, x, u: dist.Normal(0.0, jnp.exp(x / 2)).to_event(1)),
+        )
+        d = fd.ObservedSeries(volatility, times, filter=FEW, key=numpyro.prng_key())
+        numpyro.sample("y", d, obs=y)
+
+    mcmc = run(model, np.arange(80.0), y[:, None], draws=800, warmup=200, paths=False, fields=())
+    x = np.asarray(mcmc.get_samples(group_by_chain=True)["mean"])
+    means = np.linspace(-3.5, 1.5, 101)
+    w = grid_posterior(y, means)
+    exact = w @ means
+    assert abs(x.mean() - exact) < 4 * mcse(x)
+    assert abs(x.std() / np.sqrt(w @ (means - exact) ** 2) - 1) < 0.15
