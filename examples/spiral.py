@@ -82,14 +82,19 @@ def weights(model):
     return [*network.weights, *network.biases]
 
 
-def train(series, seed, steps):
+def untrained(key):
+    """A model whose network has random weights."""
+    return spiral(Cubes(fd.fields.MLP(2, key=key, width=16, depth=1, output_scale=8.0)))
+
+
+def train(model, series, steps):
     """First by the likelihood of one-step predictions, which leads near, then by the free path. Weights
-    are normal with standard deviation 1/2, or thirty points would not tell noise from curves."""
-    network = fd.fields.MLP(2, key=jr.key(seed), width=16, depth=1, output_scale=8.0)
+    are normal with standard deviation 1/2, or thirty points would not tell noise from curves. A batch of
+    models is trained side by side."""
     squares = lambda m: sum(jnp.sum(w**2) for w in weights(m)) / 0.5**2
     options = {"steps": steps, "chunk": steps, "clip": 10.0, "trainable": weights}
     near = fd.fit(
-        spiral(Cubes(network)),
+        model,
         series,
         FILTER,
         optimizer=optax.adam(optax.cosine_decay_schedule(0.03, steps)),
@@ -99,7 +104,7 @@ def train(series, seed, steps):
     )
     # In squared errors a log-density weighs twice the variance of the noise.
     return fd.fit(
-        near.model,
+        near.model if near.models is None else near.models,
         series,
         FILTER,
         optimizer=optax.adam(optax.cosine_decay_schedule(0.01, steps)),
@@ -134,7 +139,7 @@ def main(quick, output):
     print(f"{'seed':6s}{'CPU (s)':>10s}{'MSE, seen':>14s}{'MSE, extrapolated':>20s}")
     for seed in range(1 if quick else 5):
         began, series = time.process_time(), measured(seed)
-        fitted = train(series, seed, 10 if quick else 1000)
+        fitted = train(untrained(jr.key(seed)), series, 10 if quick else 1000)
         took = time.process_time() - began
         learnt = path(fitted.model.dynamics.drift.value, grid)
         seen, later = (

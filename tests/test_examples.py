@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import equinox as eqx
 import jax
+import numpy as np
 import pytest
 
 import filterdyn as fd
@@ -137,6 +139,19 @@ def test_streaming_emps_goes_on_with_the_same_numbers_after_it_was_killed(tmp_pa
     assert "the same numbers as without the kill: yes" in lines
     assert told.count("filterdyn stream: going on after ") == 1
     assert (tmp_path / "streaming_emps.png").stat().st_size > LEAST_BYTES
+
+
+@pytest.mark.slow
+def test_five_networks_trained_side_by_side_all_learn_the_spiral():
+    spiral = load("spiral")
+    models = eqx.filter_vmap(spiral.untrained)(jax.random.split(jax.random.key(0), 5))
+    fitted = spiral.train(models, spiral.measured(0), 500)
+    fields = fitted.models.dynamics.drift.value
+    grid = np.linspace(0.0, spiral.SEEN, 151)
+    truth = spiral.path(spiral.Truth(), grid)
+    for i in range(5):
+        field = jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, fields)
+        assert np.mean((spiral.path(field, grid) - truth) ** 2) < 1e-3
 
 
 @pytest.mark.slow
