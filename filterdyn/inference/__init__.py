@@ -9,6 +9,7 @@ from filterdyn.inference.forecast_paths import forecast_paths
 from filterdyn.inference.found_terms import FoundTerms
 from filterdyn.inference.gaussian_path import GaussianPath
 from filterdyn.inference.horseshoe import horseshoe_regression
+from filterdyn.inference.iterated_filtering import IteratedFiltering, iterated_filtering
 from filterdyn.inference.iterative_smoother import iterative_ensemble_smoother
 from filterdyn.inference.laplace_approximation import Laplace, laplace
 from filterdyn.inference.latent_path import LatentPath as LatentPath
@@ -20,9 +21,11 @@ from filterdyn.inference.path_bound import PathBound, path_elbo
 from filterdyn.inference.path_encoder import PathEncoder, SeriesContext
 from filterdyn.inference.path_observations import PathObservations as PathObservations
 from filterdyn.inference.path_reparam import PathReparam
+from filterdyn.inference.path_update import path_update
 from filterdyn.inference.posterior_sde import PosteriorSDE
 from filterdyn.inference.predictive import posterior_predictive, prior_predictive
 from filterdyn.inference.random_weights import random_weights, weights_of, with_weights
+from filterdyn.inference.sequential_posterior import SequentialPosterior, sequential_posterior
 from filterdyn.inference.sparse_regression import thresholded_least_squares
 from filterdyn.inference.term_regression import TermRegression, pointwise_regression
 from filterdyn.inference.terms import TermField, TermLibrary
@@ -34,9 +37,6 @@ from filterdyn.inference.total_moments import (
 )
 from filterdyn.inference.variational_series import VariationalSeries
 from filterdyn.inference.weak_form import weak_regression
-from filterdyn.inference.sequential_posterior import SequentialPosterior, sequential_posterior
-from filterdyn.inference.iterated_filtering import IteratedFiltering, iterated_filtering
-from filterdyn.inference.path_update import path_update
 
 # What is called `fd.ObservedSeries` has that one name only.
 __all__ = [
