@@ -1,6 +1,6 @@
 """Gaussian Markov chains from block-tridiagonal precision matrices."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def chain_of(natural: Tridiagonal) -> Chain:
         half = jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(j), dtype=j.dtype), lower=True)
         return half.T @ half
 
-    def back(later: tuple[Array, Array], block: tuple[Array, Array, Array]) -> tuple:
+    def back(later: tuple[Array, Array], block: tuple[Array, Array, Array]) -> Any:
         precision, linear = later
         diagonal, below, here = block
         cov = inverse(precision)
