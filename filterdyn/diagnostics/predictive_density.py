@@ -43,10 +43,8 @@ class PredictiveDensity:
             text += f", {self.refits} fits"
         bad = int((self.pareto_k > RELIABLE).sum())
         if bad:
-            text += (
-                f"; not reliable: {bad} rows have Pareto k above {RELIABLE} (use leave_future_out, which "
-                "fits again)"
-            )
+            text += f"; not reliable: {bad} rows have Pareto k above {RELIABLE}"
+            text += " (use leave_future_out, which fits again)" if self.kind == "one step" else ""
         return text
 
 

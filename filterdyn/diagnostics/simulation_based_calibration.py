@@ -62,7 +62,7 @@ class SimulationBasedCalibration:
             f"simulation-based calibration: {'ok' if self.ok else 'not ok'}, {count} simulations, "
             f"ranks among {self.num_draws} draws, false alarms {self.rate:g}"
         ]
-        for name, p in self.p_values.items():
+        for name, p in self.p_values.items() if count else ():
             words = "uniform within chance" if p >= self.limit else self._shape(name)
             lines.append(f"  {name}: p = {p:.2g}; {words}")
         if self.failed:

@@ -115,8 +115,7 @@ def _parts(given: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], bo
         samples, trajectories = group("posterior"), True
     elif hasattr(given, "get_samples"):
         samples, statistics = samples_of(_OWNER, given)
-        # (Kernels that hold a Hamiltonian one call it so.)
-        trajectories = isinstance(given.sampler, HMC) or hasattr(given.sampler, "inner_kernel")
+        trajectories = _has_trajectories(given.sampler)
     else:
         raise TypeError(
             f"{_OWNER}: `mcmc_or_datatree` is {type(given).__name__}; expected numpyro.infer.MCMC after its "
@@ -125,6 +124,13 @@ def _parts(given: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], bo
     if not samples:
         raise ValueError(f"{_OWNER}: `mcmc_or_datatree` has no parameters; expected some")
     return samples, statistics, trajectories
+
+
+def _has_trajectories(kernel: Any) -> bool:
+    """Is it a Hamiltonian kernel, or does it hold one, alone or as a block?"""
+    if isinstance(kernel, HMC) or hasattr(kernel, "inner_kernel"):
+        return True
+    return any(map(_has_trajectories, getattr(kernel, "_kernels", ())))
 
 
 def _of_parameters(
@@ -193,7 +199,12 @@ def _divergences(statistics: Mapping[str, np.ndarray], applies: bool) -> Samplin
     if not applies:
         return _inapplicable(name, 0)
     if "diverging" not in statistics:
-        return _not_computed(name, 0, "`sample_stats` has no `diverging`")
+        return _not_computed(
+            name,
+            0,
+            "no `diverging` was recorded: mcmc.run(..., extra_fields=(...)) with "
+            '"hmc_state.diverging" of HMCGibbs, else "diverging"',
+        )
     diverging = statistics["diverging"]
     count = int(diverging.sum())
     worst = int(diverging.reshape(len(diverging), -1).sum(1).argmax())
@@ -208,7 +219,10 @@ def _energy(statistics: Mapping[str, np.ndarray], applies: bool, limit: float) -
         return _inapplicable(name, limit)
     if "energy" not in statistics:
         return _not_computed(
-            name, limit, 'no `energy` was recorded: mcmc.run(..., extra_fields=("energy",))'
+            name,
+            limit,
+            'no `energy` was recorded: mcmc.run(..., extra_fields=("energy",)), of HMCGibbs '
+            '"hmc_state.energy"',
         )
     energy = np.asarray(statistics["energy"], float)
     with np.errstate(divide="ignore", invalid="ignore"):

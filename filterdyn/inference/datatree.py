@@ -11,7 +11,7 @@ from jaxtyping import Array
 from numpyro.infer import MCMC
 
 from filterdyn._checks import check_key
-from filterdyn.inference.draws import flattened, plate_axes, samples_of, series_at
+from filterdyn.inference.draws import dotted, flattened, plate_axes, samples_of, series_at
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -99,13 +99,13 @@ def to_datatree(
     grouped = lambda x: x.reshape(chains, draws, *x.shape[1:])
     log_likelihood = _spread(grouped(pointwise)[:, :, seen])
     data = {
-        "posterior": {_dotted(name): x for name, x in samples.items()},
+        "posterior": {dotted(name): x for name, x in samples.items()},
         "posterior_predictive": {site: grouped(replicated)},
         "observed_data": {site: y},
     }
     if statistics:
         data["sample_stats"] = statistics
-    dims_of = {_dotted(name): axis for name, axis in axes.items()} | {site: dims}
+    dims_of = {dotted(name): axis for name, axis in axes.items()} | {site: dims}
     tree = from_dict(data, coords=coords, dims=dims_of, attrs=_attributes())
     rows = "time" if y.ndim == 2 else "row"
     row_times = np.broadcast_to(times, seen.shape)[seen]
@@ -120,11 +120,6 @@ def to_datatree(
         group = group.assign_coords({"time": (rows, row_times), **extra})
     tree["log_likelihood"] = type(tree)(group)
     return tree
-
-
-def _dotted(name: str) -> str:
-    """A name of NumPyro's scopes, such as `net/weights[0]`, as a `DataTree` can have it."""
-    return name.replace("/", ".")
 
 
 def _spread(pointwise: np.ndarray) -> np.ndarray:

@@ -20,6 +20,8 @@ _STATISTICS = {
     "adapt_state.step_size": "step_size",
     "num_steps": "n_steps",
     "accept_prob": "acceptance_rate",
+    "hmc_state.diverging": "diverging",
+    "hmc_state.energy": "energy",
 }
 
 
@@ -64,6 +66,11 @@ def samples_of(
 def flattened(samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Samples (chain, draw, ...) along one axis."""
     return {name: x.reshape(-1, *x.shape[2:]) for name, x in samples.items()}
+
+
+def dotted(name: str) -> str:
+    """A name of NumPyro's scopes, such as `net/weights[0]`, as a `DataTree` can have it."""
+    return name.replace("/", ".")
 
 
 def plate_axes(

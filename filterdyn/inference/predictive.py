@@ -11,7 +11,14 @@ from numpyro import handlers
 from numpyro.infer import MCMC
 
 from filterdyn._checks import check_count, check_key
-from filterdyn.inference.draws import AnySeries, flattened, samples_of, series_at, series_in
+from filterdyn.inference.draws import (
+    AnySeries,
+    dotted,
+    flattened,
+    samples_of,
+    series_at,
+    series_in,
+)
 from filterdyn.inference.predictive_draws import Ahead, Drawn, predict_rows, replicate
 
 if TYPE_CHECKING:
@@ -136,7 +143,7 @@ def prior_predictive(
     are not used. `num_samples`: how many draws.
 
     **Returns** a `DataTree` with the groups `prior` and `prior_predictive`, (chain, draw, ...), and
-    `observed_data` where the site has data.
+    `observed_data` where the site has data. A `/` in a name (NumPyro's scopes) becomes a dot.
 
     **Raises:** `KeyError` if the model has no site of that name, `TypeError` if it is no series.
     """
@@ -170,7 +177,7 @@ def prior_predictive(
     if trace[site]["is_observed"]:
         groups["observed_data"] = layout.group({"": np.asarray(y)}, clock, ())
     tree = layout.tree(groups)
-    drawn = {name: np.asarray(x)[None] for name, x in prior.items()}
+    drawn = {dotted(name): np.asarray(x)[None] for name, x in prior.items()}
     tree["prior"] = from_dict({"prior": drawn})["prior"]
     return tree
 

@@ -7,6 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC, NUTS, SA
+from numpyro.infer.gibbs import CustomGibbs, Gibbs
 
 import filterdyn as fd
 
@@ -161,6 +162,30 @@ def test_draws_that_are_stuck_or_not_finite_are_not_ok():
         assert {failure.name for failure in found.failures} == {"R-hat", "bulk ESS", "tail ESS"}
         assert all(words in failure.message for failure in found.failures)
         assert fd.diagnostics.verdict(tree(a=bad), var_names=["b"]).ok
+
+
+def test_nuts_as_a_block_of_gibbs_is_not_ok_without_its_divergences():
+    def model():
+        numpyro.sample("a", dist.Normal())
+        numpyro.sample("b", dist.Normal())
+
+    update = lambda rng_key, gibbs_sites, hmc_sites: {"a": dist.Normal().sample(rng_key)}
+
+    class Run:
+        sampler = Gibbs([(CustomGibbs(update), ["a"]), (NUTS(model), ["b"])])
+        get_samples = staticmethod(
+            lambda group_by_chain: {"a": np.random.default_rng(9).normal(size=(CHAINS, DRAWS))}
+        )
+        get_extra_fields = staticmethod(lambda group_by_chain: {})
+
+    found = fd.diagnostics.verdict(Run())
+    assert {failure.name for failure in found.failures} == {"divergences", "E-BFMI"}
+    fields = {
+        "hmc_state.diverging": np.zeros((CHAINS, DRAWS), bool),
+        "hmc_state.energy": np.random.default_rng(10).normal(size=(CHAINS, DRAWS)),
+    }
+    Run.get_extra_fields = staticmethod(lambda group_by_chain: fields)
+    assert fd.diagnostics.verdict(Run()).ok
 
 
 def test_zeros_of_a_triangle_do_not_count():

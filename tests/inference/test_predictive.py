@@ -140,6 +140,15 @@ def test_the_prior_predictive_draws_parameters_and_series():
     np.testing.assert_allclose([increments[w].mean() for w in (large, ~large)], expected, rtol=0.2)
 
 
+def test_a_name_with_a_scope_is_one_with_a_dot_in_the_prior():
+    def scoped(times, y=None):
+        with numpyro.handlers.scope(prefix="net"):
+            numpyro.sample("w", dist.Normal())
+        program(times, y)
+
+    assert "net.w" in prior_predictive(scoped, times, y, num_samples=3)["prior"]
+
+
 # --- several series, other filters, paths
 
 both = np.stack([y, np.where(np.arange(8)[:, None] < 5, y + 1.0, np.nan)])
