@@ -85,8 +85,8 @@ def log_evidence(
 
     **Returns** a `LogEvidence`.
 
-    **Raises:** `KeyError` for a parameter without samples, `ValueError` for discrete parameters and for
-    fewer samples than the covariance needs.
+    **Raises:** `KeyError` for a parameter without samples, `ValueError` for discrete parameters, for
+    fewer samples than the covariance needs, and for draws that are all the same.
 
     Reference: Geweke 1989, "Bayesian inference in econometric models using Monte Carlo integration";
     Vehtari, Simpson, Gelman, Yao, Gabry 2024, "Pareto smoothed importance sampling".
@@ -111,7 +111,13 @@ def log_evidence(
             f"{10 * dim} or more"
         )
     mean = z.mean(0)
-    root = np.linalg.cholesky(np.atleast_2d(np.cov(z.T)) + 1e-12 * np.diag(z.var(0)))
+    try:
+        root = np.linalg.cholesky(np.atleast_2d(np.cov(z.T)) + 1e-12 * np.diag(z.var(0)))
+    except np.linalg.LinAlgError:
+        raise ValueError(
+            f"{_OWNER}: the covariance of the draws of `mcmc_or_samples` is not positive; expected draws "
+            f"that differ in each of {dim} numbers (was the sampler stuck?)"
+        ) from None
     key_normal, key_chi = jax.random.split(key)
     normal = np.asarray(jax.random.normal(key_normal, (num_samples, dim)), np.float64)
     chi = 2 * np.asarray(jax.random.gamma(key_chi, _DOF / 2, (num_samples,)), np.float64)

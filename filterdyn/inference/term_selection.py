@@ -126,6 +126,11 @@ def smallest_near_best(
     of which that can be said too."""
     known = {support: errors(support) for support in set(candidates)}
     least = known[min(known, key=lambda s: (float(known[s].mean()), s))]
+    if not np.isfinite(least).all():
+        raise ValueError(
+            "inference.thresholded_least_squares: without a part of the rows there are too few for the terms "
+            "of every threshold; expected more rows, higher values of `threshold`, or another `selection`"
+        )
 
     def near(support: Support) -> bool:
         excess = known[support] - least
