@@ -36,6 +36,10 @@ LONG = {
     "learned_gains",
     "sparse_terms",
     "hierarchical",
+    "filters",
+    "numerics",
+    "failures",
+    "ensembles",
 }
 BY_COST = [pytest.param(p, marks=pytest.mark.slow if p.stem in LONG else ()) for p in PAGES]
 

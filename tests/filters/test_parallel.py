@@ -225,18 +225,9 @@ def test_an_exact_sensor_without_noise_in_between_has_no_element_and_is_refused(
     assert_refused_from(1, *results)
 
 
-#: Of these the compilation is affordable in every run.
-ALWAYS = [
-    ("precise sensor, vague prior", "float32"),
-]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "precision"),
-    [
-        pytest.param(*p, marks=[] if p in ALWAYS else pytest.mark.slow, id=", ".join(p))
-        for p in hard.PROBLEMS
-    ],
+    ("name", "precision"), [pytest.param(*p, id=", ".join(p)) for p in hard.PROBLEMS]
 )
 def test_an_ill_conditioned_problem_is_solved_as_by_the_sequential_filter_or_refused(
     name, precision

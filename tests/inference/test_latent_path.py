@@ -145,6 +145,7 @@ def test_the_numbers_zero_make_the_path_of_the_medians(dynamics, initial):
         np.testing.assert_allclose(path[1], expected * m0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_impossible_path_has_density_zero_and_no_derivative():
     doubled = np.array([0.0, 1.0, 1.0, 2.0, 3.0])
     path = some_path()
@@ -155,6 +156,7 @@ def test_an_impossible_path_has_density_zero_and_no_derivative():
     assert np.isfinite(latent.log_prob(path))
 
 
+@pytest.mark.slow
 def test_derivatives_are_finite_differences():
     def density(q, path):
         model = eqx.tree_at(lambda m: m.dynamics.Q, linear, q * jnp.asarray(Q))
