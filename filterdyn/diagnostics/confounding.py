@@ -75,7 +75,7 @@ def confounding(
     states = jnp.asarray(states)
     if states.ndim != 2:
         raise ValueError(f"{_OWNER}: `states` has shape {states.shape}; expected (K, dx)")
-    names = tuple(sorted(parameters))
+    names = tuple(sorted(set(parameters)))
     for name in names:
         if name not in drawn:
             raise KeyError(f"{_OWNER}: `parameters` has {name!r}; the draws have {sorted(drawn)}")

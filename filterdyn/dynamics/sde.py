@@ -50,6 +50,24 @@ class Drifted(NamedTuple):
     martingale: Float[Array, " dw"]  # of c dW
 
 
+def _check_path_solver(solver: Any, additive: bool) -> None:
+    """**Raises:** `ValueError` for a solver that does not simulate this equation."""
+    name = type(solver).__name__
+    others = (diffrax.AbstractWrappedSolver, diffrax.ALIGN, diffrax.ShOULD, diffrax.QUICSORT)
+    if isinstance(solver, others):
+        raise ValueError(
+            f"SDE: `path_solver` is {name}, which needs more of a path than its increments; expected a "
+            "solver itself, of a general SDE, such as diffrax.Euler() or diffrax.SRA1()"
+        )
+    # With additive noise the solutions of Ito and Stratonovich are the same.
+    if not additive and not isinstance(solver, diffrax.AbstractItoSolver):
+        raise ValueError(
+            f"SDE: `path_solver` is {name}, which does not converge to the Ito solution but to the "
+            "Stratonovich solution or none, and `diffusion` is a function; the equation is Ito's (use Euler "
+            "or ItoMilstein, or give an array as `diffusion`)"
+        )
+
+
 class SDE(AbstractDynamics):
     """dx = drift(t, x, u) dt + diffusion(t, x, u) dW (Ito), with the input held over each gap.
 
@@ -109,16 +127,7 @@ class SDE(AbstractDynamics):
         additive = not isinstance(self.diffusion, Held)
         if path_solver is None:
             path_solver = diffrax.SRA1() if additive else diffrax.Euler()
-        # With additive noise the two solutions are the same.
-        only_stratonovich = isinstance(
-            path_solver, diffrax.AbstractStratonovichSolver
-        ) and not isinstance(path_solver, diffrax.AbstractItoSolver)
-        if only_stratonovich and not additive:
-            raise ValueError(
-                f"SDE: `path_solver` is {type(path_solver).__name__}, which converges to the "
-                "Stratonovich solution, and `diffusion` is a function; the equation is Ito's (use "
-                "Euler or ItoMilstein, or give an array as `diffusion`)"
-            )
+        _check_path_solver(path_solver, additive)
         self.path_solver = Held(twice_differentiable(path_solver))
         self.substeps, self.dt, self.max_substeps = check_stepping(
             owner, substeps, dt, max_substeps

@@ -48,11 +48,13 @@ def forecast_paths(
 
     **Returns:** a `Simulation` with `states` (S, H, dx) and `observations` (S, H, dy).
 
-    **Raises:** `KeyError` for an unknown site, `TypeError` for one that is no `ObservedSeries`,
-    `ValueError` for times before the last row and shapes that disagree.
+    **Raises:** `KeyError` for an unknown site or a parameter without draws, `TypeError` for a site that is
+    no `ObservedSeries`, `ValueError` for times before the last row and shapes that disagree.
     """
     check_key(_NAME, key)
     samples = {name: float_array(_NAME, name, x) for name, x in samples.items()}
+    if not samples:
+        raise ValueError(f"{_NAME}: `samples` is empty; expected draws by name")
     paths = float_array(_NAME, "paths", paths)
 
     def at(sample: Mapping[str, Array]) -> ObservedSeries:
@@ -61,6 +63,12 @@ def forecast_paths(
         if site not in sites:
             raise KeyError(
                 f"{_NAME}: the model has no site {site!r}; its sites are {sorted(sites)}"
+            )
+        latent = [n for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]]
+        absent = [n for n in latent if n not in sample and series_of(sites[n]) is None]
+        if absent:
+            raise KeyError(
+                f"{_NAME}: `samples` has no draws of {absent[0]!r}; it has {sorted(sample)}"
             )
         found = series_of(sites[site])
         if found is None:

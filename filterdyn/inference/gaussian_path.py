@@ -41,9 +41,10 @@ class GaussianPath(AbstractPathPosterior):
 
     An `SDE` moves by Euler steps, `substeps` of them a gap; `LinearSDE`, `LinearTransition` and a
     `Transition` to Gaussians move exactly, once a gap. The bound is one on the likelihood of the model with
-    these moves; expectations are exact for drifts and log-densities of the measurements up to degree
-    2 and 5 in the state. It has no parameters of its own, needs no key, and its derivative in those of
-    the model is that of the bound at its maximum, so that NUTS can use it as well as SVI. (Second
+    these moves; expectations are exact for drifts up to degree 2 (1 with `degree=3`) and
+    log-densities of the measurements up to `degree` in the state. The noise must reach every state: where it
+    does not, the bound is `-inf`. It has no parameters of its own, needs no key, and its derivative in those
+    of the model is that of the bound at its maximum, so that NUTS can use it as well as SVI. (Second
     derivatives leave out how the posterior answers.)
     """
 

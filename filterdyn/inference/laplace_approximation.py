@@ -166,7 +166,9 @@ def _placed(call: Call, point: Mapping[str, Array], start: Mapping[str, Any]) ->
             f"{_OWNER}: `start` has {sorted(unknown)}; the parameters are {sorted(point)}"
         )
     sites = trace_at(call, point, jax.random.key(0)).sites
-    invert = lambda name: biject_to(sites[name]["fn"].support).inv(jnp.asarray(start[name]))
+    invert = lambda name: biject_to(sites[name]["fn"].support).inv(
+        jnp.asarray(start[name], point[name].dtype)
+    )
     return {name: jnp.broadcast_to(invert(name), point[name].shape) for name in start}
 
 

@@ -28,13 +28,19 @@ def projection(
     **Returns** c (P,), in the order of `ravel_pytree(parameters)` (dictionaries by sorted names), and the
     share of the residual's square that S c accounts for.
     """
-    flat, unravel = ravel_pytree(parameters)
+    flat, unravel = ravel_pytree(
+        jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x, float)), parameters)
+    )
 
     def at(x: Array) -> tuple[Array, Array]:
         slope = jax.jacfwd(lambda flat: jnp.ravel(known(unravel(flat), x)))(flat)
         return slope, jnp.ravel(residual(x))
 
     slopes, values = jax.vmap(at)(states)
+    if slopes.shape[1] != values.shape[1]:
+        raise ValueError(
+            f"`residual` returns {values.shape[1]} numbers and `known` {slopes.shape[1]}; expected as many"
+        )
     slopes, values = slopes.reshape(-1, len(flat)), values.reshape(-1)
     # Columns of equal length, so that units do not matter.
     size = jnp.sqrt((slopes**2).sum(0))

@@ -70,7 +70,7 @@ def check_estimates(owner: str, call: Call, z: Point) -> None:
         _check_unbiased(owner, name, series_of(site))
         if not is_sampled(site):
             continue
-        if site["scale"] is not None or isinstance(site["fn"], dist.MaskedDistribution):
+        if site["scale"] is not None or _is_masked(site["fn"]):
             raise ValueError(
                 f"{owner}: the likelihood of site {name!r} is scaled or masked, and a power of an "
                 "unbiased estimate is biased; mark what is missing by NaN"
@@ -84,6 +84,14 @@ def check_estimates(owner: str, call: Call, z: Point) -> None:
                 f"{owner}: the site {name!r} has a fixed `key`, so that its likelihood is the same "
                 "draw at every evaluation; give key=numpyro.prng_key()"
             )
+
+
+def _is_masked(d: Any) -> bool:
+    while isinstance(d, dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution):
+        if isinstance(d, dist.MaskedDistribution):
+            return True
+        d = d.base_dist
+    return False
 
 
 def _check_unbiased(owner: str, name: str, series: ObservedSeries | None) -> None:

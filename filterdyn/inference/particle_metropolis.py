@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.infer import init_to_median
@@ -31,7 +32,7 @@ class ParticleMetropolisState(NamedTuple):
     - `potential_energy`: less their sum; `paths`: by site, a path of the state (T, dx) from the run of
       the filter that gave that estimate;
     - `accept_prob` of the last step, and `mean_accept_prob` since the warm-up;
-    - `likelihood_sd`: the standard deviation of the estimate, as seen in the warm-up;
+    - `likelihood_sd`: the standard deviation of the estimate, as seen in the warm-up (NaN without one);
     - `walk`: what the proposal has learned; `rng_key`.
     """
 
@@ -188,6 +189,11 @@ class ParticleMetropolis(MCMCKernel):
             )
         if cov.ndim < 2:
             cov = jnp.diag(jnp.broadcast_to(cov, flat.shape))
+        if not is_traced(cov) and not (np.linalg.eigvalsh((cov + cov.T) / 2) > 0).all():
+            raise ValueError(
+                f"{_NAME}: `proposal_cov` is {self._proposal_cov!r}; expected positive variances or a "
+                "positive definite covariance"
+            )
         zero = jnp.zeros((), flat.dtype)
         return ParticleMetropolisState(
             jnp.zeros((), jnp.int32),
@@ -267,7 +273,7 @@ class ParticleMetropolis(MCMCKernel):
             last.paths,
             accept_prob,
             mean,
-            walk.noise,
+            walk.noise if self._num_warmup else jnp.full_like(walk.noise, jnp.nan),
             walk,
             key,
         )

@@ -28,8 +28,8 @@ class PathBound(eqx.Module):
     """A lower bound on log p(y), term by term; of a batch of S series everything has that axis first.
 
     - `value`: the bound (ELBO), the mean over the sampled paths, and its `standard_error` (0 for a
-      posterior without sampling). It is the mean of log p(y, path) / q(path), which varies little where the
-      posterior is good, and has the expectation of `log_likelihoods` less `kl`;
+      posterior without sampling, NaN with one path). It is the mean of log p(y, path) / q(path), which varies
+      little where the posterior is good, and has the expectation of `log_likelihoods` less `kl`;
     - `weighted_value`: log of the mean of p(y, path) / q(path) over n sampled paths, a bound as well, that
       grows towards log p(y) with n (Burda, Grosse, Salakhutdinov 2016); `None` without sampling;
     - `log_likelihoods` (T,): E log p(y_t | x_t), 0 where nothing is observed;
@@ -37,7 +37,8 @@ class PathBound(eqx.Module):
       into each row after the first, split over the units (the independent standard normal numbers that
       drive the model; a Gaussian with correlations by the chain rule, in their order);
     - `shift_start`, `shift_moves`: posterior means of the units, and `shift_errors` (T - 1, dw), the
-      variances with which those of the moves are estimated;
+      variances with which those of the moves are estimated (NaN with one path; of a `GaussianPath` the
+      units of a move are dx);
     - `mean`, `variance` (T, dx): of the states under the posterior;
     - `converged`: did a `GaussianPath` reach its maximum? (What it has is a bound in any case.)
     - `status`: of `fd.Status`; a failed bound is `-inf`.
@@ -71,7 +72,8 @@ class PathBound(eqx.Module):
 
     @property
     def warning(self) -> str | None:
-        """What failed or has not converged, or which noises are not used; `None` if nothing is wrong."""
+        """What failed or has not converged, which noises are not used, or that this cannot be told;
+        `None` if nothing is wrong."""
         failed = int((np.asarray(self.status) != Status.OK).sum())
         if failed:
             return f"{failed} of {np.size(self.status)} series have no finite bound (see `status`)"
@@ -80,6 +82,11 @@ class PathBound(eqx.Module):
             return (
                 f"{early} of {np.size(self.status)} posteriors did not converge (see `converged`); give "
                 "GaussianPath more `iterations`"
+            )
+        if bool(jnp.isnan(self.shift_errors).any()):
+            return (
+                "which noises are used cannot be told from one path a series; give path_elbo `num_samples` "
+                "of 2 or more"
             )
         return warning_of(self.noises)
 
@@ -126,8 +133,10 @@ def _bound(
     status = statuses.max(0)
     fine = status == Status.OK
     value = jnp.where(fine, values.mean(0), -jnp.inf)
-    spread = jnp.sqrt(values.var(0) / max(number - 1, 1))
-    shift_errors = terms.shift_moves.var(0) / max(number - 1, 1)
+    # Of one path of several that could be drawn nobody knows how they vary.
+    freedom = jnp.nan if posterior.is_random and number == 1 else max(number - 1, 1)
+    spread = jnp.sqrt(values.var(0) / freedom)
+    shift_errors = terms.shift_moves.var(0) / freedom
     weighted = None
     if posterior.is_random:
         weighted = jax.nn.logsumexp(terms.log_weight, axis=0) - math.log(number)
@@ -179,8 +188,10 @@ def path_elbo(
     check_posterior(_NAME, posterior, key)
     posterior.check_prior(model)
     number = check_count(_NAME, "num_samples", num_samples) if posterior.is_random else 1
+    if not isinstance(series, Series):
+        raise TypeError(f"{_NAME}: `series` is {type(series).__name__}; expected a Series")
     batch_shape = series.times.shape[:-1]
-    if len(batch_shape) > 1 or not isinstance(series, Series):
+    if len(batch_shape) > 1:
         raise ValueError(
             f"{_NAME}: `series` has times of shape {series.times.shape}; expected (S, T)"
         )

@@ -127,7 +127,7 @@ class SeriesContext(eqx.Module):
         inputs: Float[Array, "T du"] | None,
         index: Int[Array, ""],
     ) -> Float[Array, "T size"]:
-        """The numbers of series `index`.
+        """The numbers of series `index`; NaN for one that there is not, so that its bound fails.
 
         **Raises:** `ValueError` for a series of another length."""
         if len(gaps) != self.values.shape[1]:
@@ -135,4 +135,5 @@ class SeriesContext(eqx.Module):
                 f"SeriesContext: the series has {len(gaps)} rows; expected {self.values.shape[1]}, the "
                 "`rows` it was made for"
             )
-        return self.values[index].astype(observations.dtype)
+        there = (0 <= index) & (index < self.values.shape[0])
+        return jnp.where(there, self.values[index], jnp.nan).astype(observations.dtype)

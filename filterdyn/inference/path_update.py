@@ -11,6 +11,7 @@ from numpyro import handlers
 from filterdyn.filters.particle import ParticleFilter
 from filterdyn.inference.latent_path import LatentPath
 from filterdyn.inference.path_observations import PathObservations
+from filterdyn.model import StateSpaceModel
 from filterdyn.series import Series
 from filterdyn.smoothers.conditional import conditional_path
 
@@ -51,6 +52,8 @@ def path_update(
     - `filter`: as for `fd.conditional_path`, of which only the number of particles counts;
     - `path`, `site`: names of the `LatentPath`, of one series, and of its `PathObservations`.
 
+    Nothing else in the model may depend on the path: it is drawn given the parameters and `site` only.
+
     **Returns:** a function `(rng_key, gibbs_sites, hmc_sites) -> {path: (T, dx)}`.
 
     **Raises:** when it is run: `KeyError` for an unknown name, `TypeError` for a site of another kind, and
@@ -69,7 +72,9 @@ def path_update(
         hidden, seen = sites[path]["fn"], sites[site]["fn"]
         old = gibbs_sites[path]
         series = Series(hidden.series.times, sites[site]["value"], hidden.series.inputs)
-        new = conditional_path(seen.model, series, filter, old, key=rng_key)
+        moves = hidden.model
+        joint = StateSpaceModel(moves.initial, moves.dynamics, seen.model.observation)
+        new = conditional_path(joint, series, filter, old, key=rng_key)
         return {path: jnp.where(jnp.isfinite(new).all(), new, old).astype(old.dtype)}
 
     return update
@@ -86,5 +91,7 @@ def _check(sites: Mapping[str, Any], name: str, kind: type, observed: bool) -> N
             f"{'' if found['is_observed'] else 'not '}observed; expected fd.{kind.__name__}, "
             f"{'' if observed else 'not '}observed"
         )
+    if found["scale"] is not None:
+        raise ValueError(f"{_NAME}: the site {name!r} is scaled; expected its density as it is")
     if found["fn"].batch_shape:
         raise ValueError(f"{_NAME}: the site {name!r} is a batch; expected one series")

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
+from filterdyn._checks import is_traced
+
 Model = Callable[..., Any]
 #: Unconstrained parameters by name.
 Point = Mapping[str, Array]
@@ -79,7 +81,7 @@ def start_point(
 def unconstrained(owner: str, call: Call, parameters: Mapping[str, Any]) -> dict[str, Array]:
     """The point of parameters inside their limits.
 
-    **Raises:** `KeyError` if one is missing.
+    **Raises:** `KeyError` if one is missing, `ValueError` for one outside or on its limits.
     """
     placed = handlers.substitute(
         handlers.seed(call.model, jax.random.key(0)), data=dict(parameters)
@@ -93,7 +95,13 @@ def unconstrained(owner: str, call: Call, parameters: Mapping[str, Any]) -> dict
             )
     float_type = jnp.result_type(float)
     invert = lambda site: biject_to(site["fn"].support).inv(jnp.asarray(site["value"], float_type))
-    return {name: invert(site) for name, site in latent.items()}
+    found = {name: invert(site) for name, site in latent.items()}
+    for name, value in found.items():
+        if not is_traced(value) and not jnp.isfinite(value).all():
+            raise ValueError(
+                f"{owner}: {name!r} is {parameters[name]!r}; expected a value inside the limits of its prior"
+            )
+    return found
 
 
 def constrained(call: Call, z: Point, deterministic: bool = True) -> dict[str, Array]:

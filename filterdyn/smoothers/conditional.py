@@ -49,6 +49,7 @@ def _conditional_path(
         # Whom the old path descends from is drawn anew: w_i p(x' | x_i).
         ahead = interval._replace(gap=jnp.where(moves, row.gap, 1))
         to_kept = jax.vmap(lambda a: model.dynamics.log_density(kept, a, ahead))(x)
+        to_kept = jnp.where(jnp.isnan(to_kept), -jnp.inf, to_kept)
         drawn = categorical(key_draw, log_w, shape=(size,))
         old = categorical(key_old, log_w + to_kept)
         ancestors = jnp.where(is_kept, old, drawn).astype(jnp.int32)

@@ -308,8 +308,14 @@ def test_a_diffusion_is_refused_by_name(diffusion, message):
     assert message in str(caught.value)
 
 
-def test_a_stratonovich_solver_for_a_diffusion_of_the_state_is_refused():
-    with pytest.raises(
-        ValueError, match="SDE: `path_solver` is Heun, which converges to the Strat"
-    ):
-        fd.SDE(still, lambda t, x, u: x, path_solver=diffrax.Heun())
+@pytest.mark.parametrize("solver", [diffrax.Heun(), diffrax.Tsit5()], ids=["Heun", "Tsit5"])
+def test_a_solver_without_the_ito_solution_is_refused_for_a_diffusion_of_the_state(solver):
+    with pytest.raises(ValueError, match="which does not converge to the Ito solution"):
+        fd.SDE(still, lambda t, x, u: x, path_solver=solver)
+    fd.SDE(still, 0.1, path_solver=solver)
+
+
+@pytest.mark.parametrize("solver", [diffrax.HalfSolver(diffrax.Euler()), diffrax.ALIGN(0.1)])
+def test_a_solver_that_needs_more_than_increments_is_refused(solver):
+    with pytest.raises(ValueError, match="which needs more of a path than its increments"):
+        fd.SDE(still, 0.1, path_solver=solver)

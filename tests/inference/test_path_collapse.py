@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+import filterdyn as fd
+from filterdyn.inference import PathBound
 from filterdyn.inference.path_collapse import activity, warning_of
 
 
@@ -33,3 +35,13 @@ def test_the_warning_names_inactive_units():
     assert ": 1 (0), 2 (" in warning_of(found)
     only = activity(*(x[..., :1] for x in arrays), used)
     assert warning_of(only) is None
+
+
+def test_one_path_a_series_does_not_tell_which_noises_are_used():
+    units, rows = jnp.ones((3, 1)), jnp.ones((4, 1))
+    zero, none = jnp.zeros(()), jnp.full((3, 1), jnp.nan)
+    bound = PathBound(
+        zero, none[0, 0], zero, rows[:, 0], units[0], units, units[0], units, none, rows, rows,
+        units[:, 0] > 0, jnp.array(True), jnp.int32(fd.Status.OK),
+    )  # fmt: skip
+    assert "give path_elbo `num_samples` of 2 or more" in bound.warning
