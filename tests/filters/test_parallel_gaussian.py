@@ -188,9 +188,7 @@ def test_the_smoother_is_the_sequential_one_iteration_by_iteration(filter, itera
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "filter", [extended, fd.CubatureKalmanFilter(), fd.UnscentedKalmanFilter()]
-)
+@pytest.mark.parametrize("filter", [extended, fd.UnscentedKalmanFilter()])
 def test_of_four_states_too_the_gradient_is_that_of_the_sequential_filter(filter):
     data = fd.simulate(turning(0.05), np.arange(300.0), key=jax.random.key(1))
     series = fd.Series(data.times, data.observations)
