@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-engines test-gpu lint bench docs clean
+.PHONY: help demo test test-slow test-long test-engines test-gpu lint bench docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,10 @@ test: $(VENV)/.installed-dev ## Run the tests, but for the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed-dev ## Run the slow tests
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow --ignore tests/engines
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not long" --ignore tests/engines
+
+test-long: $(VENV)/.installed-dev ## Run the slow tests that take longest
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and long"
 
 test-engines: $(VENV)/.installed-dev $(VENV)/.installed-engines ## Drive Kafka's protocol and Spark (where there is Java) on this machine
 	$(BIN)/python -m pytest -m slow -rs tests/engines

@@ -90,6 +90,7 @@ def test_noise_that_does_not_reach_a_direction_has_a_density_within_those_that_i
     assert flat.log_density(there + jnp.array([0.0, 0.1]), x, OVER) == -jnp.inf
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not X64, reason="needs float64")
 def test_a_density_is_differentiable_twice_in_its_noise():

@@ -257,7 +257,8 @@ def check_filtering(field, dynamics, filter):
 
 
 @pytest.mark.parametrize(
-    "dynamics", [pytest.param(d, marks=SLOW) if d != "Transition" else d for d in DYNAMICS]
+    "dynamics",
+    [pytest.param(d, marks=[SLOW, pytest.mark.long]) if d != "Transition" else d for d in DYNAMICS],
 )
 def test_a_projected_field_works_in_every_dynamics_under_jit_and_grad(dynamics):
     size = check_filtering(FIELDS["Stable"], DYNAMICS[dynamics], FILTERS["extended"])

@@ -163,7 +163,10 @@ def test_value_gradient_and_jvp_are_those_of_the_joint_density(kind, known, shap
     np.testing.assert_allclose(slope, exact_gradient @ tangent, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["discrete", pytest.param("continuous", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind",
+    ["discrete", pytest.param("continuous", marks=[pytest.mark.slow, pytest.mark.long])],
+)
 @pytest.mark.parametrize(
     ("known", "shape"), [(False, "full"), pytest.param(True, "rank one", marks=pytest.mark.slow)]
 )

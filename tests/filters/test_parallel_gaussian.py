@@ -187,6 +187,7 @@ def test_the_smoother_is_the_sequential_one_iteration_by_iteration(filter, itera
     close(one.changes, other.changes, 1e-7)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("filter", [extended, fd.UnscentedKalmanFilter()])
 def test_of_four_states_too_the_gradient_is_that_of_the_sequential_filter(filter):

@@ -78,6 +78,7 @@ def test_gradient_of_a_short_linear_series(short, mode):
     assert bias < 0.1 + 4.5 * noise
 
 
+@pytest.mark.long
 @slow
 @pytest.mark.parametrize("mode", ["soft", "none"])
 def test_gradient_without_the_choice_of_ancestors_is_biased(mode):
@@ -87,6 +88,7 @@ def test_gradient_without_the_choice_of_ancestors_is_biased(mode):
     assert bias > 0.1 + 4.5 * noise
 
 
+@pytest.mark.long
 @slow
 def test_affine_gradient_in_four_dimensions_is_within_045_and_best():
     """The protocol of the benchmark: d = 4, 50 rows, 500 particles."""

@@ -20,6 +20,7 @@ def log_likelihood(rate, y, filter):
     return fd.log_likelihood(model, fd.Series(TIMES, y), filter, key=jax.random.key(0))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "filter", [fd.EnsembleKalmanFilter(8), fd.ParticleFilter(8)], ids=["ensemble", "particles"]
