@@ -40,11 +40,18 @@ class Estimate(NamedTuple):
     paths: dict[str, Array]
 
 
-def series_of(site: dict[str, Any]) -> ObservedSeries | None:
-    """The `ObservedSeries` of a site, without what a plate wraps it in."""
-    d = site["fn"] if site["type"] == "sample" else None
+def _layers(d: Any) -> list[Any]:
+    """A distribution and what it is wrapped around, to the innermost."""
+    found = [d]
     while isinstance(d, dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution):
         d = d.base_dist
+        found.append(d)
+    return found
+
+
+def series_of(site: dict[str, Any]) -> ObservedSeries | None:
+    """The `ObservedSeries` of a site, without what a plate wraps it in."""
+    d = _layers(site["fn"])[-1] if site["type"] == "sample" else None
     return d if isinstance(d, ObservedSeries) else None
 
 
@@ -70,28 +77,20 @@ def check_estimates(owner: str, call: Call, z: Point) -> None:
         _check_unbiased(owner, name, series_of(site))
         if not is_sampled(site):
             continue
-        if site["scale"] is not None or _is_masked(site["fn"]):
+        if site["scale"] is not None or any(
+            isinstance(d, dist.MaskedDistribution) for d in _layers(site["fn"])
+        ):
             raise ValueError(
                 f"{owner}: the likelihood of site {name!r} is scaled or masked, and a power of an "
                 "unbiased estimate is biased; mark what is missing by NaN"
             )
-        keys = [s[name]["fn"] for s in (first, second)]
-        keys = [series_of({"type": "sample", "fn": fn}).key for fn in keys]  # type: ignore[union-attr]
-        if not is_traced(keys) and np.array_equal(
-            jax.random.key_data(keys[0]), jax.random.key_data(keys[1])
-        ):
+        both = [series_of(sites[name]) for sites in (first, second)]
+        keys = [jax.random.key_data(s.key) for s in both if s is not None and s.key is not None]
+        if not is_traced(keys) and np.array_equal(keys[0], keys[1]):
             raise ValueError(
                 f"{owner}: the site {name!r} has a fixed `key`, so that its likelihood is the same "
                 "draw at every evaluation; give key=numpyro.prng_key()"
             )
-
-
-def _is_masked(d: Any) -> bool:
-    while isinstance(d, dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution):
-        if isinstance(d, dist.MaskedDistribution):
-            return True
-        d = d.base_dist
-    return False
 
 
 def _check_unbiased(owner: str, name: str, series: ObservedSeries | None) -> None:

@@ -67,8 +67,9 @@ class Batch(NamedTuple):
         if not abreast or self.first.all():
             yield slice(None)
             return
-        for r in range(self.rank.max() + 1):
-            yield np.flatnonzero(self.rank == r)
+        rank = self.rank
+        for r in range(rank.max() + 1):
+            yield np.flatnonzero(rank == r)
 
     @property
     def rank(self) -> Int[np.ndarray, " n"]:

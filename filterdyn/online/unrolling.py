@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Literal
 
+from filterdyn.online.known import bind
+
 #: Reductions of more terms stay.
 _MOST_TERMS = 16
 _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -59,10 +61,7 @@ def _equation(equation: Any, values: list[Any]) -> list[Any]:
         terms = _terms(jnp.asarray(values[0]), tuple(params["axes"]))
         if terms:
             return [functools.reduce(_OPERATIONS[name], terms)]
-    bound = equation.primitive.get_bind_params(params)
-    with equation.ctx.manager:
-        found = equation.primitive.bind(*values, **bound)
-    return list(found) if equation.primitive.multiple_results else [found]
+    return bind(equation, *values)
 
 
 def _terms(value: Any, axes: tuple[int, ...]) -> list[Any]:
