@@ -48,6 +48,16 @@ from filterdyn.fitting import FitResult, fit
 from filterdyn.forecasting import Forecast, forecast
 from filterdyn.inference import LatentPath, ObservedSeries, PathObservations, to_datatree
 from filterdyn.initial import Diffuse, stationary
+from filterdyn.learning import (
+    AugmentedFilter,
+    Forgetting,
+    ParameterEstimate,
+    ParameterSpace,
+    ParametricModel,
+    RandomWalk,
+    Shrinkage,
+    augmented,
+)
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
 from filterdyn.observations import GaussianObservation, LinearObservation, Observation
@@ -191,6 +201,15 @@ __all__ = [
     "load_exported",
     "ExportedFilter",
     "ExportedState",
+    # learning while it runs
+    "ParametricModel",
+    "ParameterEstimate",
+    "ParameterSpace",
+    "RandomWalk",
+    "Forgetting",
+    "Shrinkage",
+    "AugmentedFilter",
+    "augmented",
     # how it runs
     "fused_loops",
     "FusedLoops",

@@ -1,7 +1,7 @@
 """The protocol of a filter: init, predict, update."""
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -39,6 +39,9 @@ class Update(NamedTuple):
 
 class AbstractFilter(eqx.Module):
     """How a belief moves with the dynamics and changes with a measurement."""
+
+    #: Does it learn parameters on the way, so that its belief is one row's alone?
+    learns: ClassVar[bool] = False
 
     @abc.abstractmethod
     def check(self, model: StateSpaceModel) -> None:

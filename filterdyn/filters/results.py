@@ -11,6 +11,15 @@ from filterdyn.filters.adaptive import NoiseFactors
 from filterdyn.filters.learned import NoiseModulation
 from filterdyn.status import failed_at
 
+#: Among the diagnostics of a row: what a sampling filter has learnt.
+PARAMETERS = "parameters"
+
+
+def parameters_of(belief: Any) -> Any:
+    """What a belief says of parameters, or `None`: a `ParameterEstimate` of the belief or of its memory."""
+    found = getattr(belief, PARAMETERS, None)
+    return getattr(getattr(belief, "memory", None), PARAMETERS, None) if found is None else found
+
 
 class SampledMoments(NamedTuple):
     """Moments of a belief that is not kept itself; no covariance where there are many states."""
@@ -51,6 +60,7 @@ class FilterResult(eqx.Module):
     - `status`: an integer of `Status`, `OK` or the first failure, and `failed_at`: its row (-1). From
       that row on beliefs are NaN, and the log-likelihood is `-inf`;
     - `moments_matched`: did a non-Gaussian observation or transition enter by its first two moments?
+    - `parameters`, of a filter that learns: a `ParameterEstimate` with a leading axis T;
     - `effective_sample_sizes` (T,) and `diagnostics`, arrays with a leading axis T by name: of an
       ensemble or particle filter.
 
@@ -156,7 +166,8 @@ class FilterResult(eqx.Module):
 
     @property
     def diagnostics(self) -> dict[str, Array]:
-        return {} if self._rows is None else self._rows.diagnostics
+        recorded = {} if self._rows is None else self._rows.diagnostics
+        return {name: value for name, value in recorded.items() if name != PARAMETERS}
 
     @property
     def effective_sample_sizes(self) -> Float[Array, " T"]:
@@ -173,6 +184,20 @@ class FilterResult(eqx.Module):
         process noise `process` (T,) and on each sensor's variance `sensors` (T, dy). Of a learned filter
         the triangular matrices `process` (T, dx, dx) and `sensors` (T, dy, dy) for the next row."""
         return self.filtered.memory
+
+    @property
+    def parameters(self) -> Any:
+        """What a filter has learnt of the parameters, row by row.
+
+        **Raises:** `ValueError` for a filter that learns none."""
+        rows = self._rows
+        found = parameters_of(self._filtered) if rows is None else rows.diagnostics.get(PARAMETERS)
+        if found is None:
+            raise ValueError(
+                f"FilterResult: {type(self.filter).__name__} learns no parameters (fd.AugmentedFilter and "
+                "others do, of a fd.ParametricModel)"
+            )
+        return found
 
     @property
     def status(self) -> Int[Array, ""]:

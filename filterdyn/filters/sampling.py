@@ -51,6 +51,8 @@ class AbstractSamplingFilter(eqx.Module):
 
     #: Do observations that are not Gaussian enter by their first two moments?
     matches_moments: ClassVar[bool] = False
+    #: Does it learn parameters on the way, so that its belief is one row's alone?
+    learns: ClassVar[bool] = False
 
     #: A gradient forgets what is more than this many rows ago; `None`: nothing.
     truncation: eqx.AbstractVar[int | None]

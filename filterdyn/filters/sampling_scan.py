@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from filterdyn.dynamics import Interval, Plan
+from filterdyn.filters.results import PARAMETERS, parameters_of
 from filterdyn.filters.rows import Row
 from filterdyn.filters.sampling import (
     AbstractSamplingFilter,
@@ -82,6 +83,10 @@ def step(
     failure = jnp.where(is_finite(log_likelihood), Status.OK, Status.MODEL_NOT_FINITE)
     status = first_failure(state.status, row.status, new.status, finite_status(new.belief), failure)
     fine = status == Status.OK
+    diagnostics = new.diagnostics
+    learned = parameters_of(new.belief)
+    if learned is not None:
+        diagnostics = {**diagnostics, PARAMETERS: learned.without_draws()}
     record = SamplingRecord(
         _visible(fine, new.predicted),
         _visible(fine, new.belief),
@@ -89,7 +94,7 @@ def step(
         _visible(fine, new.innovation_cov),
         _visible(fine, new.standardized),
         jnp.where(fine, log_likelihood, -jnp.inf),
-        _visible(fine, new.diagnostics),
+        _visible(fine, diagnostics),
         status,
         fine,
     )

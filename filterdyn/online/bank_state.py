@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
+from filterdyn.filters.results import parameters_of
 from filterdyn.online.packing import Layout
 from filterdyn.online.state import OnlineState, StepResult
 from filterdyn.status import Status
@@ -115,6 +116,18 @@ class BankState:
         return jax.vmap(lambda belief: belief.cov)(self._parts()[0].belief)
 
     @property
+    def parameters(self) -> Any:
+        """Of a filter that learns, a `ParameterEstimate` with a leading axis K (by its first two moments);
+        else `None`."""
+        belief = self._parts()[0].belief
+
+        def of(belief: Any) -> Any:
+            found = parameters_of(belief)
+            return None if found is None else found.without_draws()
+
+        return jax.vmap(of)(belief)
+
+    @property
     def status(self) -> Int[np.ndarray, " K"]:
         return self._parts()[0].status
 
@@ -134,8 +147,8 @@ class BankResult:
     - `fate`: `"used"`, `"late"` (older than the key's clock) or `"refused"` (a time, measurement or
       input that is none);
     - `mean`, `cov`, `innovation`, `innovation_cov`, `log_likelihood`, `nis`, `status`,
-      `outlier_weights` and `diagnostics` as in a `StepResult`, with a leading axis; of an event that
-      was not used NaN, and 0 as log-likelihood.
+      `outlier_weights`, `parameters` and `diagnostics` as in a `StepResult`, with a leading axis; of an
+      event that was not used NaN, and 0 as log-likelihood.
     """
 
     __slots__ = ("_codes", "_places", "_record", "_result")
@@ -214,6 +227,10 @@ class BankResult:
     @property
     def diagnostics(self) -> dict[str, Array] | None:
         return self._unpacked().diagnostics
+
+    @property
+    def parameters(self) -> Any:
+        return self._unpacked().parameters
 
     def __repr__(self) -> str:
         return f"BankResult({len(self._codes)} events, {int(self.used.sum())} used)"

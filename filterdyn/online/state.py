@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from filterdyn.filters.results import PARAMETERS, parameters_of
 from filterdyn.filters.sampling_scan import SamplingState
 from filterdyn.filters.scan import State
 from filterdyn.online.packing import Layout, on_host
@@ -20,7 +21,8 @@ class OnlineState:
     - `input` (du,): the last input, held until the next row, or `None`;
     - `belief`: the state given everything so far; `mean` (dx,) and `cov` (dx, dx) are its own;
     - `log_likelihood`: log p of everything so far, `-inf` after a failure;
-    - `status`: an integer of `Status`, `OK` or the first failure.
+    - `status`: an integer of `Status`, `OK` or the first failure;
+    - `parameters`, of a filter that learns: a `ParameterEstimate`, else `None`.
 
     Its leaves are the time, the input and one vector per data type.
     """
@@ -58,6 +60,10 @@ class OnlineState:
         return self._parts()[0].status
 
     @property
+    def parameters(self) -> Any:
+        return parameters_of(self._parts()[0].belief)
+
+    @property
     def log_likelihood(self) -> Float[Any, ""]:
         state, total, lost = self._parts()
         xp = jnp if isinstance(total, jax.core.Tracer) else np
@@ -80,6 +86,8 @@ class StepResult:
       `-inf`, and the state stays at its last good belief;
     - `outlier_weights` (dy,), of a filter with an outlier rule or a gate: how much of each entry was
       believed, 1 as if its noise were Gaussian, 0 not at all, NaN where it is missing; else `None`;
+    - `parameters`, of a filter that learns: a `ParameterEstimate` (of one that samples by its first two
+      moments), else `None`;
     - `diagnostics`: of an ensemble or particle filter, by name (`effective_sample_size`, ...).
 
     An ensemble or particle filter of more than 64 states gives `None` as `cov`, of more than 64
@@ -135,7 +143,13 @@ class StepResult:
 
     @property
     def diagnostics(self) -> dict[str, Array] | None:
-        return self._part("diagnostics")
+        found = self._part("diagnostics")
+        return None if found is None else {k: v for k, v in found.items() if k != PARAMETERS}
+
+    @property
+    def parameters(self) -> Any:
+        sampled = self._part("diagnostics")
+        return self._part(PARAMETERS) if sampled is None else sampled.get(PARAMETERS)
 
     def __repr__(self) -> str:
         return f"StepResult(log_likelihood={self.log_likelihood}, status={self.status})"

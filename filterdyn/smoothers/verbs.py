@@ -81,6 +81,15 @@ def _sample_paths(
     return sample_backward(forward, key, num_samples)
 
 
+def _check_remembers(owner: str, filter: Any) -> None:
+    if filter.learns:
+        raise TypeError(
+            f"{owner}: {type(filter).__name__} learns on the way, and what it believed of earlier rows it "
+            "does not take up again; smooth `fd.augmented(model)` with a filter that does not learn, or the "
+            "model at the parameters that were found"
+        )
+
+
 _compiled_smooth = compiled("smooth", _smooth)
 _compiled_sample_paths = compiled("sample_paths", _sample_paths)
 
@@ -128,6 +137,7 @@ def smooth(
     if is_traced(damping) or not 0 <= damping < 1:
         raise ValueError(f"smooth: `damping` is {damping!r}; expected a number 0 <= d < 1")
     rows, plan = prepare("smooth", model, series, filter, t0, u0)
+    _check_remembers("smooth", filter)
     if isinstance(filter, AbstractSamplingFilter):
         if iterations > 1:
             name = type(filter).__name__
@@ -177,6 +187,7 @@ def sample_paths(
     num_samples = check_count("sample_paths", "num_samples", num_samples)
     check_key("sample_paths", key)
     rows, plan = prepare("sample_paths", model, series, filter, t0, u0)
+    _check_remembers("sample_paths", filter)
     if isinstance(filter, AbstractSamplingFilter):
         return sample_paths_by_sampling(filter, model, rows, plan, key, num_samples)
     return _compiled_sample_paths(model, rows, plan, filter, key, num_samples)
