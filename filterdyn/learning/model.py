@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.scipy.special import digamma, polygamma
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to
 
@@ -137,6 +138,12 @@ def _unconstrained_moments(d: dist.Distribution) -> tuple[Array, Array]:
         return loc.astype(dtype), jnp.diag(scale.astype(dtype) ** 2)
     if isinstance(inner, dist.MultivariateNormal):
         return jnp.asarray(inner.loc, dtype), jnp.asarray(inner.covariance_matrix, dtype)
+    found = _logarithmic_moments(inner)
+    if found is not None:
+        loc, variance = (
+            jnp.ravel(jnp.broadcast_to(jnp.asarray(x, dtype), d.event_shape)) for x in found
+        )
+        return loc, jnp.diag(variance)
     bijection = biject_to(d.support)
     if isinstance(inner, dist.Delta):
         loc = jnp.ravel(bijection.inv(jnp.asarray(inner.v, dtype)))
@@ -147,7 +154,19 @@ def _unconstrained_moments(d: dist.Distribution) -> tuple[Array, Array]:
         free = bijection.inv(values).reshape(_POINTS, -1)
         mean = free.mean(0).astype(dtype)
         return mean, jnp.diag(free.var(0).astype(dtype))
-    except (NotImplementedError, AttributeError):
+    except (NotImplementedError, AttributeError, ImportError):
         values = d.sample(jax.random.key(0), (_POINTS,))
         free = bijection.inv(values).reshape(_POINTS, -1).astype(dtype)
         return free.mean(0), jnp.atleast_2d(jnp.cov(free.T))
+
+
+def _logarithmic_moments(d: dist.Distribution) -> tuple[Array, Array] | None:
+    """Mean and variance of the logarithm of a Gamma or InverseGamma, and of the logit of a Beta."""
+    if isinstance(d, (dist.Gamma, dist.InverseGamma)):
+        sign = 1.0 if isinstance(d, dist.Gamma) else -1.0
+        middle = sign * (digamma(d.concentration) - jnp.log(d.rate))
+        return middle, polygamma(1, d.concentration) + 0.0 * middle
+    if isinstance(d, dist.Beta):
+        a, b = d.concentration1, d.concentration0
+        return digamma(a) - digamma(b), polygamma(1, a) + polygamma(1, b)
+    return None
