@@ -228,11 +228,17 @@ def test_an_exact_sensor_without_noise_in_between_has_no_element_and_is_refused(
 #: Each in one precision, in turn: the compilation of both would take a quarter of an hour of one core.
 PRECISIONS = {name: [p for n, p in hard.PROBLEMS if n == name] for name, _ in hard.PROBLEMS}
 IN_TURN = [(name, found[k % len(found)]) for k, (name, found) in enumerate(PRECISIONS.items())]
+#: All of them take ten minutes.
+EVERY = 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "precision"), [pytest.param(*p, id=", ".join(p)) for p in IN_TURN]
+    ("name", "precision"),
+    [
+        pytest.param(*p, id=", ".join(p), marks=[pytest.mark.long] if k % EVERY else [])
+        for k, p in enumerate(IN_TURN)
+    ],
 )
 def test_an_ill_conditioned_problem_is_solved_as_by_the_sequential_filter_or_refused(
     name, precision

@@ -81,7 +81,7 @@ def test_nothing_observed_changes_nothing(dx, dy, full, square_root):
     [
         pytest.param(False, True, marks=pytest.mark.slow),
         (True, True),
-        (False, False),
+        pytest.param(False, False, marks=pytest.mark.slow),
         (True, False),
     ],
 )
