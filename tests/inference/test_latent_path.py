@@ -157,7 +157,6 @@ def test_an_impossible_path_has_density_zero_and_no_derivative():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_derivatives_are_finite_differences():
     def density(q, path):
         model = eqx.tree_at(lambda m: m.dynamics.Q, linear, q * jnp.asarray(Q))
