@@ -116,7 +116,9 @@ def prior_of(
 
 def shaped(model: ParametricModel, name: str, value: Any) -> Array:
     """A parameter of the prior of `name`, with the shape of the parameter itself."""
-    return jnp.broadcast_to(jnp.asarray(value, jnp.result_type(float)), model.prior[name].event_shape)
+    return jnp.broadcast_to(
+        jnp.asarray(value, jnp.result_type(float)), model.prior[name].event_shape
+    )
 
 
 def present(value: Any) -> tuple[Array, Array]:

@@ -1,0 +1,508 @@
+"""Particle learning: parameters drawn anew in every row from the statistics of each particle's path."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import block_diag
+from jaxtyping import Array, Bool, Float, Int
+
+from filterdyn._checks import check_count, is_traced
+from filterdyn.dynamics import Interval
+from filterdyn.dynamics.gaussian import log_density_of
+from filterdyn.filters.base import AbstractFilter
+from filterdyn.filters.particle_weights import (
+    effective_sample_size,
+    measurement_log_weights,
+    normalize,
+)
+from filterdyn.filters.proposals import check_gaussian, look_ahead
+from filterdyn.filters.sampling import (
+    AbstractSamplingFilter,
+    Measurement,
+    SamplingStep,
+    standardize,
+)
+from filterdyn.filters.scan import first_failure
+from filterdyn.initial import Diffuse
+from filterdyn.learning.augmented import check_parametric
+from filterdyn.learning.evolution import Forgetting
+from filterdyn.learning.lineages import Lineages
+from filterdyn.learning.model import ParametricModel
+from filterdyn.learning.parameters import ParameterEstimate, ParameterSpace
+from filterdyn.learning.seen import innovation_of_each
+from filterdyn.learning.statistics import AbstractStatistics, Passage, forgotten
+from filterdyn.linalg import sampling_factor
+from filterdyn.linalg.gate import only_if
+from filterdyn.model import StateSpaceModel
+from filterdyn.resampling import AbstractCopying, Systematic
+from filterdyn.status import Status
+
+_NAME = "ParticleLearning"
+
+
+class LearningParticles(eqx.Module):
+    """Weighted draws of the state, each with the statistics of its path and what they say."""
+
+    positions: Float[Array, "*T N dx"]
+    log_weights: Float[Array, "*T N"]
+    #: Of each family of parameters, with a leading axis N.
+    statistics: tuple[Any, ...]
+    lineages: Lineages
+    #: Mean and covariance of the parameters, averaged over the particles' posteriors.
+    estimate: Float[Array, "*T k"]
+    estimate_cov: Float[Array, "*T k k"]
+    prior_cov: Float[Array, "*T k k"]
+    space: ParameterSpace
+
+    @property
+    def parameters(self) -> ParameterEstimate:
+        return ParameterEstimate(
+            self.space, self.estimate, self.estimate_cov, unmeasured_cov=self.prior_cov
+        )
+
+    @property
+    def size(self) -> int:
+        return self.positions.shape[-2]
+
+    @property
+    def weights(self) -> Float[Array, "*T N"]:
+        return jax.nn.softmax(self.log_weights, axis=-1)
+
+    @property
+    def mean(self) -> Float[Array, "*T dx"]:
+        return (self.weights[..., None] * self.positions).sum(-2)
+
+    @property
+    def cov(self) -> Float[Array, "*T dx dx"]:
+        a = self.positions - self.mean[..., None, :]
+        w = self.weights[..., None] * a
+        return jnp.einsum("...ni,...nj->...ij", w, a, precision="highest")
+
+    @property
+    def variances(self) -> Float[Array, "*T dx"]:
+        a = self.positions - self.mean[..., None, :]
+        return (self.weights[..., None] * a * a).sum(-2)
+
+    @property
+    def effective_sample_size(self) -> Float[Array, "*T"]:
+        return 1.0 / (self.weights**2).sum(-1)
+
+    @property
+    def is_finite(self) -> Bool[Array, ""]:
+        parts = (self.positions, self.statistics, self.estimate, self.estimate_cov)
+        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(parts)]).all()
+        return finite & jnp.isfinite(self.log_weights.max())
+
+    def sample(self, key: Array) -> Float[Array, " dx"]:
+        """One draw (of a belief without a leading axis)."""
+        return self.positions[jax.random.categorical(key, self.log_weights)]
+
+
+class ParticleLearning(AbstractSamplingFilter):
+    """A particle filter whose particles carry the sufficient statistics of a conjugate posterior of the
+    parameters, and draw parameters anew from it in every row (Storvik 2002; with `look_ahead` the order
+    of Carvalho, Johannes, Lopes and Polson 2010: resample by what the next measurement says, then move).
+
+    Given a particle's path the posterior is exact, so parameters never run out of distinct values, and
+    what is reported averages the moments of the particles' posteriors (Rao-Blackwell). **The paths do
+    degenerate**: after some N rows all particles have one ancestor, and what was learnt before that row
+    is a draw of one path, which no later data mend. Over T rows the error grows like that of N / T
+    particles (Chopin, Iacobucci, Marin, Mengersen, Robert, Ryder 2011): estimates of static parameters
+    are sound while T is well below N, and beyond that the spread between runs shows it, not
+    `parameters.sd`. The diagnostics `distinct_lineages` (since the ancestor was last one) and
+    `rows_to_coalesce` (how long that took, 0: not yet) tell; `Forgetting` with a memory that is short
+    next to `rows_to_coalesce` does away with it.
+
+    Parameters stand still, or are forgotten (`evolution=fd.Forgetting(factor)`): in every row that moves,
+    statistics return towards the prior by `1 - factor`. `initial` must not depend on the parameters.
+    """
+
+    size: int = eqx.field(static=True)
+    statistics: tuple[AbstractStatistics, ...]
+    resampling: AbstractCopying
+    ess_threshold: float = eqx.field(static=True)
+    look_ahead: AbstractFilter | None
+    truncation: int | None = eqx.field(static=True)
+
+    learns: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        size: int,
+        statistics: AbstractStatistics | Sequence[AbstractStatistics],
+        resampling: AbstractCopying = Systematic(),
+        ess_threshold: float = 0.5,
+        *,
+        look_ahead: AbstractFilter | None = None,
+    ):
+        """**Arguments:**
+
+        - `size`: N, how many particles;
+        - `statistics`: `InverseGammaStatistics`, `NormalInverseGammaStatistics`, ..., which together name
+          every parameter of the model once;
+        - `resampling`: a scheme that copies; `ess_threshold`: as of `ParticleFilter`;
+        - `look_ahead`: a Gaussian filter such as `fd.ExtendedKalmanFilter()`, started at every particle with
+          its parameters: particles are resampled in every row by the likelihood of the next
+          measurement that it gives, and move to where it says. Needs dynamics with a transition density.
+          Fewer particles are lost, which is what their statistics live on.
+
+        **Raises:** `ValueError` for numbers out of range, `TypeError` for other kinds of objects.
+        """
+        self.size = check_count(_NAME, "size", size)
+        found = (statistics,) if isinstance(statistics, AbstractStatistics) else tuple(statistics)
+        for one in found:
+            if not isinstance(one, AbstractStatistics):
+                raise TypeError(
+                    f"{_NAME}: `statistics` has {one!r}; expected such as fd.InverseGammaStatistics(...)"
+                )
+        names = [name for one in found for name in one.names]
+        if len(set(names)) < len(names) or not names:
+            raise ValueError(f"{_NAME}: `statistics` name {names}; expected every parameter once")
+        self.statistics = found
+        if not isinstance(resampling, AbstractCopying):
+            raise TypeError(
+                f"{_NAME}: `resampling` is {resampling!r}; expected a scheme that copies, such as "
+                "fd.Systematic()"
+            )
+        self.resampling = resampling
+        if isinstance(ess_threshold, bool) or not 0 <= float(ess_threshold) <= 1:
+            raise ValueError(
+                f"{_NAME}: `ess_threshold` is {ess_threshold!r}; expected a number in [0, 1]"
+            )
+        self.ess_threshold = float(ess_threshold)
+        if look_ahead is not None:
+            if not isinstance(look_ahead, AbstractFilter):
+                raise TypeError(
+                    f"{_NAME}: `look_ahead` is {look_ahead!r}; expected a Gaussian filter such as "
+                    "fd.ExtendedKalmanFilter()"
+                )
+            check_gaussian(_NAME, "look_ahead", look_ahead)
+        self.look_ahead = look_ahead
+        self.truncation = None
+
+    def check(self, model: StateSpaceModel) -> None:
+        model = check_parametric(_NAME, model)
+        if isinstance(model.initial, Diffuse):
+            raise TypeError(
+                f"{_NAME}: `initial` is Diffuse, which cannot be sampled; give the model a proper "
+                "distribution"
+            )
+        named = sorted(name for one in self.statistics for name in one.names)
+        if named != sorted(model.space.names):
+            raise ValueError(
+                f"{_NAME}: `statistics` name {named}, but the model's parameters are "
+                f"{sorted(model.space.names)}; expected every one of them"
+            )
+        if model.evolution is not None and not isinstance(model.evolution, Forgetting):
+            raise TypeError(
+                f"{_NAME}: `evolution` is {type(model.evolution).__name__}, which statistics of a path "
+                "cannot follow; expected None or fd.Forgetting(factor) (fd.NestedParticleFilter takes any)"
+            )
+        for one in self.statistics:
+            one.prior(model)
+        if self.look_ahead is not None:
+            self.look_ahead.check(model)
+        _check_start(model)
+
+    def init(self, model: StateSpaceModel, dtype: jnp.dtype, key: Array) -> LearningParticles:
+        assert isinstance(model, ParametricModel)
+        of_state, of_estimate = jax.random.split(key)
+        n = self.size
+        positions = model.initial.sample(of_state, (n,)).astype(dtype)
+        log_weights = jnp.full(n, -math.log(n), dtype)
+        statistics = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (n, *x.shape)), self._prior(model, dtype)
+        )
+        return self._belief(
+            model, positions, log_weights, statistics, Lineages.start(n), of_estimate
+        )
+
+    def advance(
+        self, model: StateSpaceModel, belief: LearningParticles, interval: Interval, key: Array
+    ) -> tuple[LearningParticles, Int[Array, ""]]:
+        assert isinstance(model, ParametricModel)
+        of_draw, of_move, of_estimate = jax.random.split(key, 3)
+        nothing = jnp.full(model.dy(interval.time, interval.input), jnp.nan, belief.positions.dtype)
+        after = Measurement(interval.time + interval.gap, interval.input, nothing)
+        statistics = self._forgotten(model, belief.statistics, interval)
+        thetas = self._draw(model, statistics, of_draw)
+        x, _ = self._moved(model, thetas, belief.positions, interval, after, of_move)
+        statistics = self._learned(statistics, belief.positions, x, interval, after)
+        lineages = belief.lineages.aged(interval.gap > 0)
+        moved = self._belief(model, x, belief.log_weights, statistics, lineages, of_estimate)
+        return moved, jnp.int32(Status.OK)
+
+    def step(
+        self,
+        model: StateSpaceModel,
+        belief: LearningParticles,
+        interval: Interval,
+        measurement: Measurement,
+        key: Array,
+    ) -> SamplingStep:
+        assert isinstance(model, ParametricModel)
+        of_resampling, of_draw, of_move, of_estimate = jax.random.split(key, 4)
+        statistics = self._forgotten(model, belief.statistics, interval)
+        before = (belief.positions, statistics, belief.lineages.labels)
+        if self.look_ahead is None:
+            chosen, log_weights, resampled = self._resampled(
+                before, belief.log_weights, None, interval, of_resampling
+            )
+            x_from, statistics, labels = chosen
+            thetas = self._draw(model, statistics, of_draw)
+        else:
+            drawn = self._draw(model, statistics, of_draw)
+            expected = self._expected(model, drawn, belief.positions, interval, measurement)
+            chosen, log_weights, resampled = self._resampled(
+                (*before, drawn), belief.log_weights, expected, interval, of_resampling
+            )
+            x_from, statistics, labels, thetas = chosen
+        x, log_ratio = self._moved(model, thetas, x_from, interval, measurement, of_move)
+        # A particle that has left the real line stays where it was, with weight zero.
+        finite = jnp.isfinite(x).all(1)
+        x = jnp.where(finite[:, None], x, x_from)
+        prior = jnp.where(finite, log_weights + log_ratio, -jnp.inf)
+        seen, status = self._seen(model, thetas, x, measurement)
+        new = normalize(prior + seen, log_weights)
+        statistics = self._learned(statistics, x_from, x, interval, measurement)
+        lineages = belief.lineages.followed(labels, interval.gap > 0)
+        after = self._belief(model, x, new.log_weights, statistics, lineages, of_estimate)
+        weights = jax.nn.softmax(prior)
+        innovation, cov = innovation_of_each(model, thetas, x, weights, measurement)
+        predicted = eqx.tree_at(lambda b: (b.positions, b.log_weights), after, (x, prior))
+        return SamplingStep(
+            predicted,
+            after,
+            innovation,
+            cov,
+            standardize(innovation, cov),
+            new.log_sum,
+            first_failure(status, new.status),
+            {
+                "effective_sample_size": effective_sample_size(new.log_weights),
+                "resampled": resampled,
+                "distinct_lineages": lineages.distinct,
+                "rows_to_coalesce": lineages.took,
+            },
+        )
+
+    def _prior(self, model: ParametricModel, dtype: jnp.dtype) -> tuple[Any, ...]:
+        found = tuple(one.prior(model) for one in self.statistics)
+        return jax.tree.map(lambda x: jnp.asarray(x, dtype), found)
+
+    def _forgotten(
+        self, model: ParametricModel, statistics: tuple[Any, ...], interval: Interval
+    ) -> tuple[Any, ...]:
+        evolution = model.evolution
+        if not isinstance(evolution, Forgetting) or evolution.factor == 1.0:
+            return statistics
+        dtype = jax.tree.leaves(statistics)[0].dtype
+        less = forgotten(statistics, self._prior(model, dtype), evolution.factor)
+        return jax.tree.map(lambda a, b: jnp.where(interval.gap > 0, a, b), less, statistics)
+
+    def _draw(
+        self, model: ParametricModel, statistics: tuple[Any, ...], key: Array
+    ) -> Float[Array, "N k"]:
+        """Parameters of each particle, as points of the space without limits."""
+        space = model.space
+        shapes = dict(zip(space.names, space.shapes, strict=True))
+        dtype = jax.tree.leaves(statistics)[0].dtype
+
+        def one(key: Array, statistics: tuple[Any, ...]) -> Array:
+            found: dict[str, Array] = {}
+            keys = jax.random.split(key, len(self.statistics))
+            for family, key, own in zip(self.statistics, keys, statistics, strict=True):
+                found |= family.sample(key, own)
+            return space.vector({n: v.reshape(shapes[n]) for n, v in found.items()}).astype(dtype)
+
+        return jax.vmap(one)(jax.random.split(key, self.size), statistics)
+
+    def _resampled(
+        self,
+        before: tuple[Any, ...],
+        log_weights: Float[Array, " N"],
+        expected: Float[Array, " N"] | None,
+        interval: Interval,
+        key: Array,
+    ) -> tuple[Any, Float[Array, " N"], Bool[Array, ""]]:
+        """What is left of the particles, their log-weights before a move (`expected` is already in them,
+        and taken out again), and whether they were resampled."""
+        first = log_weights if expected is None else log_weights + expected
+        few = effective_sample_size(first) < self.ess_threshold * self.size
+        always = self.ess_threshold == 1 or expected is not None
+        needed = (interval.gap > 0) & (few | always)
+
+        def yes() -> tuple[Any, Array]:
+            ancestors = self.resampling.ancestors(key, first)
+            weights = jnp.full(self.size, -math.log(self.size), log_weights.dtype)
+            if expected is not None:
+                alive = first.max() > -jnp.inf
+                total = jax.nn.logsumexp(jnp.where(alive, first, 0.0))
+                weights = weights + total - expected[ancestors]
+            return jax.tree.map(lambda x: x[ancestors], before), weights
+
+        if self.ess_threshold == 0 and expected is None:
+            return before, log_weights, jnp.array(False)
+        chosen, weights = only_if(needed, yes, (before, log_weights))
+        return chosen, weights, needed
+
+    def _expected(
+        self,
+        model: ParametricModel,
+        thetas: Float[Array, "N k"],
+        x: Float[Array, "N dx"],
+        interval: Interval,
+        measurement: Measurement,
+    ) -> Float[Array, " N"]:
+        """log p(y | x, theta) of the next measurement as the Gaussian filter sees it."""
+        inside = model.within(interval)
+
+        def one(theta: Array, x: Array) -> Array:
+            assert self.look_ahead is not None
+            return look_ahead(self.look_ahead, model.at(theta), x, inside, measurement)[1]
+
+        found = jax.vmap(one)(thetas, x).astype(x.dtype)
+        seen = ~jnp.isnan(measurement.value).all() & (interval.gap > 0)
+        return jnp.where(seen & ~jnp.isnan(found), found, 0.0)
+
+    def _moved(
+        self,
+        model: ParametricModel,
+        thetas: Float[Array, "N k"],
+        x: Float[Array, "N dx"],
+        interval: Interval,
+        measurement: Measurement,
+        key: Array,
+    ) -> tuple[Float[Array, "N dx"], Float[Array, " N"]]:
+        """The next states, and log p(x' | x) - log q(x' | x, y) of where they were drawn from."""
+        inside = model.within(interval)
+        keys = jax.random.split(key, self.size)
+
+        def by_dynamics(key: Array, theta: Array, x: Array) -> tuple[Array, Array]:
+            moved = model.at(theta).dynamics.sample(key, x, inside)
+            return moved.astype(x.dtype), jnp.zeros((), x.dtype)
+
+        def by_filter(key: Array, theta: Array, x: Array) -> tuple[Array, Array]:
+            assert self.look_ahead is not None
+            here = model.at(theta)
+            belief, _, _ = look_ahead(self.look_ahead, here, x, inside, measurement)
+            noise = sampling_factor(belief.spread) @ jax.random.normal(key, x.shape, x.dtype)
+            moved = belief.mean + noise
+            guessed = log_density_of(noise, belief.spread)
+            density = here.dynamics.log_density(moved, x, inside)
+            return moved.astype(x.dtype), (density - guessed).astype(x.dtype)
+
+        one = by_dynamics if self.look_ahead is None else by_filter
+        moved, log_ratio = jax.vmap(one)(keys, thetas, x)
+        moves = interval.gap > 0
+        return jnp.where(moves, moved, x), jnp.where(moves, log_ratio, 0.0)
+
+    def _seen(
+        self,
+        model: ParametricModel,
+        thetas: Float[Array, "N k"],
+        x: Float[Array, "N dx"],
+        measurement: Measurement,
+    ) -> tuple[Float[Array, " N"], Int[Array, ""]]:
+        """log p(y | x_i, theta_i), and a status."""
+
+        def one(theta: Array, x: Array) -> tuple[Array, Array]:
+            seen, status = measurement_log_weights(model.at(theta), x[None], measurement)
+            return seen[0], status
+
+        seen, statuses = jax.vmap(one)(thetas, x)
+        impossible = statuses == Status.OBSERVATION_OUT_OF_SUPPORT
+        others = jnp.where(impossible, Status.OK, statuses).max()
+        status = jnp.where(impossible.all(), Status.OBSERVATION_OUT_OF_SUPPORT, others)
+        return seen.astype(x.dtype), status.astype(jnp.int32)
+
+    def _learned(
+        self,
+        statistics: tuple[Any, ...],
+        x_from: Float[Array, "N dx"],
+        x_to: Float[Array, "N dx"],
+        interval: Interval,
+        measurement: Measurement,
+    ) -> tuple[Any, ...]:
+        moved = interval.gap > 0
+
+        def one(statistics: tuple[Any, ...], x_from: Array, x_to: Array) -> tuple[Any, ...]:
+            passage = Passage(
+                jnp.where(moved, x_from, jnp.nan),
+                x_to,
+                measurement.value,
+                interval.time,
+                measurement.time,
+                interval.gap,
+                interval.input,
+                measurement.input,
+            )
+            return tuple(
+                jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), f.update(s, passage), s)
+                for f, s in zip(self.statistics, statistics, strict=True)
+            )
+
+        return jax.vmap(one)(statistics, x_from, x_to)
+
+    def _belief(
+        self,
+        model: ParametricModel,
+        positions: Float[Array, "N dx"],
+        log_weights: Float[Array, " N"],
+        statistics: tuple[Any, ...],
+        lineages: Lineages,
+        key: Array,
+    ) -> LearningParticles:
+        """The particles, and what their statistics say together."""
+        dtype = positions.dtype
+        known = [jax.vmap(f.moments)(s) for f, s in zip(self.statistics, statistics, strict=True)]
+        drawn = None
+        if any(found is None for found in known):
+            drawn = self._draw(model, statistics, key)
+        parts = model.space.parts
+        order, means, covs = [], [], []
+        for family, found in zip(self.statistics, known, strict=True):
+            mine = np.concatenate([np.r_[parts[name]] for name in family.names])
+            if found is None:
+                assert drawn is not None
+                found = drawn[:, mine], jnp.zeros((self.size, len(mine), len(mine)), dtype)
+            order.append(mine)
+            means.append(found[0].astype(dtype))
+            covs.append(found[1].astype(dtype))
+        weights = jax.nn.softmax(log_weights)
+        each = jnp.concatenate(means, axis=1)
+        estimate = weights @ each
+        a = each - estimate
+        within = block_diag(*(jnp.tensordot(weights, cov, 1) for cov in covs))
+        cov = within + (weights[:, None] * a).T @ a
+        back = np.argsort(np.concatenate(order))
+        return LearningParticles(
+            positions,
+            log_weights,
+            statistics,
+            lineages,
+            estimate[back],
+            cov[back][:, back],
+            model.prior_cov.astype(dtype),
+            model.space,
+        )
+
+
+def _check_start(model: ParametricModel) -> None:
+    """**Raises:** `ValueError` if the initial distribution is another for other parameters."""
+    if is_traced(model.prior_mean):
+        return
+    with jax.ensure_compile_time_eval():
+        other = model.prior_mean + jnp.sqrt(jnp.diagonal(model.prior_cov))
+        there = jax.tree.leaves(model.at(other).initial)
+    for a, b in zip(jax.tree.leaves(model.initial), there, strict=True):
+        if not is_traced((a, b)) and not np.array_equal(np.asarray(a), np.asarray(b)):
+            raise ValueError(
+                f"{_NAME}: `initial` depends on the parameters, which their statistics do not know of; "
+                "expected one that does not (fd.NestedParticleFilter takes any)"
+            )
