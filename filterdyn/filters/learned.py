@@ -157,16 +157,16 @@ def started(
     return belief
 
 
-def check_base(owner: str, base: Any) -> AbstractFilter:
+def check_base(owner: str, base: Any, argument: str = "base") -> AbstractFilter:
     """**Raises:** `TypeError` unless `base` is a Gaussian filter, `ValueError` if it adapts its noise."""
     if not isinstance(base, _BASES):
         name = getattr(base, "__name__", type(base).__name__)
         raise TypeError(
-            f"{owner}: `base` is {name}; expected a Gaussian filter, such as "
+            f"{owner}: `{argument}` is {name}; expected a Gaussian filter, such as "
             "fd.ExtendedKalmanFilter()"
         )
     if getattr(base, "adaptive", None) is not None:
-        raise ValueError(f"{owner}: `base` has AdaptiveNoise; here a network sets the noise")
+        raise ValueError(f"{owner}: `{argument}` has AdaptiveNoise; expected a filter without it")
     return base
 
 

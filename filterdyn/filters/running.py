@@ -30,7 +30,8 @@ def run(
     """One after another (`scan.run`), or all at once."""
     if isinstance(filter, (ParallelKalmanFilter, ParallelGaussianFilter)):
         return run_parallel(filter, model, rows, plan, keep)
-    model = _prepared(model, rows)
+    if not filter.learns:  # (who learns looks for numbers where the model has them)
+        model = _prepared(model, rows)
     if linear.treats(filter, model) and linear.repeats(model, plan):
         return linear.run_linear(filter, model, rows, plan, keep)
     return scan.run(filter, model, rows, plan, keep)

@@ -10,27 +10,12 @@ import numpy as np
 from jaxtyping import Array
 
 from filterdyn._callables import Held
+from filterdyn._leaves import marked, markers
 from filterdyn.fields import Normalization
 from filterdyn.filters import AbstractLearnedFilter
 from filterdyn.model import StateSpaceModel
 
 Pick = Callable[[StateSpaceModel], Any]
-
-
-class _Marker:
-    """Stands for a leaf of the model, so that a function that picks leaves says which."""
-
-    def __init__(self, index: int):
-        self.index = index
-
-
-def _markers(tree: Any) -> list[int]:
-    return [leaf.index for leaf in jax.tree.leaves(tree) if isinstance(leaf, _Marker)]
-
-
-def _marked(tree: Any) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    return jax.tree.unflatten(structure, [_Marker(i) for i in range(len(leaves))])
 
 
 def _picked(name: str, model: StateSpaceModel, pick: Pick) -> list[int]:
@@ -40,22 +25,22 @@ def _picked(name: str, model: StateSpaceModel, pick: Pick) -> list[int]:
             "lambda model: model.dynamics.drift.value"
         )
     leaves = jax.tree.leaves(model)
-    found = [i for i in _markers(pick(_marked(model))) if eqx.is_inexact_array(leaves[i])]
+    found = [i for i in markers(pick(marked(model))) if eqx.is_inexact_array(leaves[i])]
     return sorted(set(found))
 
 
 def _of_user_functions(model: StateSpaceModel) -> list[int]:
     """Numbers inside the functions that the user gave, but for what they are normalised by."""
     leaves, found = jax.tree.leaves(model), set()
-    marked = _marked(model)
-    for part in (marked.dynamics, marked.observation):
+    stand_in = marked(model)
+    for part in (stand_in.dynamics, stand_in.observation):
         for name, value in vars(part).items():
             if not isinstance(value, Held) or name.endswith(("solver", "controller", "adjoint")):
                 continue
             pieces = jax.tree.leaves(value.value, is_leaf=lambda x: isinstance(x, Normalization))
             for piece in pieces:
                 if not isinstance(piece, Normalization):
-                    found.update(_markers(piece))
+                    found.update(markers(piece))
     return sorted(i for i in found if eqx.is_inexact_array(leaves[i]))
 
 
@@ -64,7 +49,7 @@ def _of_network(model: StateSpaceModel, filter: Any) -> list[int]:
     if not isinstance(filter, AbstractLearnedFilter):
         return []
     leaves, first = jax.tree.leaves(filter), len(jax.tree.leaves(model))
-    found = _markers(_marked(filter).network)
+    found = markers(marked(filter).network)
     return [first + i for i in found if eqx.is_inexact_array(leaves[i])]
 
 

@@ -1,18 +1,47 @@
 """Learning while it runs: parameters that are not known, and move."""
 
 from filterdyn.learning.augmented import AugmentedFilter
+from filterdyn.learning.conjugate import (
+    BetaStatistics,
+    GammaStatistics,
+    InverseGammaStatistics,
+)
+from filterdyn.learning.conjugate_regression import (
+    MatrixNormalInverseWishartStatistics,
+    NormalInverseGammaStatistics,
+    NormalStatistics,
+)
 from filterdyn.learning.evolution import Forgetting, RandomWalk, Shrinkage
+from filterdyn.learning.jitter import Jitter
 from filterdyn.learning.joint import augmented
+from filterdyn.learning.low_rank import LowRankWeightFilter
 from filterdyn.learning.model import ParametricModel
+from filterdyn.learning.nested import NestedParticleFilter
 from filterdyn.learning.parameters import ParameterEstimate, ParameterSpace
+from filterdyn.learning.particle_learning import ParticleLearning
+from filterdyn.learning.statistics import AbstractStatistics, Passage
+from filterdyn.learning.weights import WeightEstimate
 
 __all__ = [
+    "AbstractStatistics",
     "AugmentedFilter",
+    "BetaStatistics",
     "Forgetting",
+    "GammaStatistics",
+    "InverseGammaStatistics",
+    "Jitter",
+    "LowRankWeightFilter",
+    "MatrixNormalInverseWishartStatistics",
+    "NestedParticleFilter",
+    "NormalInverseGammaStatistics",
+    "NormalStatistics",
     "ParameterEstimate",
     "ParameterSpace",
     "ParametricModel",
+    "ParticleLearning",
+    "Passage",
     "RandomWalk",
     "Shrinkage",
+    "WeightEstimate",
     "augmented",
 ]

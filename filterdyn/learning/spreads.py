@@ -1,4 +1,4 @@
-"""How uncertain many weights are: a covariance whose inverse is a diagonal and a few columns, or all of it."""
+"""How uncertain many weights are: all of a covariance, or a diagonal and a few columns of its inverse."""
 
 import abc
 from typing import NamedTuple
@@ -74,9 +74,9 @@ class DenseSpread(AbstractWeightSpread):
         # Of theta given theta' the covariance is B = (C^-1 + slope^2 Q^-1)^-1 = (Q - Q C'^-1 Q) / slope^2.
         new = slope**2 * self.matrix + jnp.diag(noise)
         slopes = slope * jnp.linalg.solve(new, self.matrix @ a.T).T
-        image = (noise * a) / slope
-        left = (image * a).T if a.ndim == 1 else image @ a.T / slope
-        return Moved(DenseSpread(new), slopes, nearest(left - image @ jnp.linalg.solve(new, image.T)))
+        image = noise * a
+        left = (image @ a.T - image @ jnp.linalg.solve(new, image.T)) / slope**2
+        return Moved(DenseSpread(new), slopes, nearest(left))
 
     def inflated(self, factor: float, a: Float[Array, "m k"]) -> Moved:
         left = (1.0 - factor) * self.images(a).cov.matrix
@@ -113,8 +113,8 @@ class LowRankSpread(AbstractWeightSpread):
         self, slope: Float[Array, ""], noise: Float[Array, " k"], a: Float[Array, "m k"]
     ) -> Moved:
         # With U the precisions, theta given theta' has the covariance B = (diag(1 / b) + W W^T)^-1,
-        # b = Q / (slope^2 + Q U), and slopes = slope A B Q^-1. (Equation 5 of the paper with N for the
-        # square of its Cholesky factor; b = 0 where nothing moves.)
+        # b = Q / (slope^2 + Q U), and slopes = slope A B Q^-1. (The prediction of the paper, with a symmetric
+        # square root for its Cholesky factor; b = 0 where nothing moves.)
         share = 1.0 / (slope**2 + noise * self.precisions)
         b = noise * share
         scaled = jnp.sqrt(b)[:, None] * self.columns
