@@ -118,6 +118,7 @@ PRIOR_MEAN = np.array([0.9, 0.1, 0.0])
 PRIOR_COV = np.array([[0.5, 0.1, 0.0], [0.1, 0.4, 0.0], [0.0, 0.0, 2.0]])
 
 
+@pytest.mark.slow
 def test_a_regression_with_known_noise_is_the_textbooks(path):
     prior = dist.MultivariateNormal(jnp.array(PRIOR_MEAN), jnp.array(PRIOR_COV))
     model = parametric(dict(beta=prior))
@@ -149,6 +150,7 @@ def test_a_regression_with_unknown_noise_is_the_textbooks(path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_multivariate_regression_is_the_textbooks(path):
     scale = np.array([[2.0, 0.5], [0.5, 2.0]])
     model = parametric(
