@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, Int
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval, Plan
 from filterdyn.dynamics.base import AbstractDynamics
+from filterdyn.dynamics.gaussian import log_density_of
 from filterdyn.filters.gaussian import cast
+from filterdyn.learning.evolution import RandomWalk
 from filterdyn.learning.model import ParametricModel
 from filterdyn.linalg import PSD, factor_of, mm
 from filterdyn.linearization import AbstractLinearization, Affine, Taylor
@@ -114,6 +116,21 @@ class JointDynamics(AbstractDynamics):
         noise = jax.random.normal(of_theta, thetas.shape, thetas.dtype)
         moved = mean + evolved.slope * a + noise @ factor_of(evolved.noise).T
         return jnp.concatenate([states, moved], axis=1)
+
+    def log_density(
+        self, x_to: Float[Array, " n"], x_from: Float[Array, " n"], interval: Interval
+    ) -> Float[Array, ""]:
+        """Of parameters that stand still or walk; how others move depends on what is known of them."""
+        if not isinstance(self.model.evolution, (RandomWalk, type(None))):
+            raise TypeError(
+                f"{type(self).__name__}: under {type(self.model.evolution).__name__} parameters have no "
+                "transition density of their own; with RandomWalk they have"
+            )
+        (x, theta), (after, theta_after) = self._split(x_from), self._split(x_to)
+        inside, k = self.model.within(interval), len(theta)
+        evolved = self.model.evolve(jnp.zeros((k, k), theta.dtype), interval.gap)
+        moved = log_density_of(theta_after - theta, PSD.from_matrix(evolved.noise))
+        return self.model.at(theta).dynamics.log_density(after, x, inside) + moved
 
     def check(self, owner: str, t: Any, x: Any, u: Any) -> None:
         dx = self.model.dx

@@ -12,6 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import IdentityTransform, IndependentTransform
 
 from filterdyn._checks import is_traced
 from filterdyn.linalg import factor_of
@@ -100,6 +101,16 @@ class ParameterSpace(eqx.Module):
     def transform(self, name: str) -> Any:
         """From a parameter's part of the vector to the parameter."""
         return biject_to(self.limits[self.names.index(name)].support)
+
+    def entrywise(self, name: str) -> tuple[Any, ...] | None:
+        """The transforms that make each entry of a parameter of one entry of its part of the vector;
+        `None` if they mix entries, as for a point of a simplex."""
+        found = self.transform(name)
+        while isinstance(found, IndependentTransform):
+            found = found.base_transform
+        if isinstance(found, IdentityTransform):
+            return ()
+        return (found,) if found.domain.event_dim == 0 else None
 
     def named(self, vector: Float[Array, " k"]) -> dict[str, Array]:
         """The parameters at a point."""
@@ -220,8 +231,9 @@ class ParameterEstimate(eqx.Module):
             for name, shape, free in zip(space.names, space.shapes, space.free_shapes, strict=True):
                 part, transform = space.parts[name], space.transform(name)
                 loc, cov = one.unconstrained_mean[part], one.unconstrained_cov[part, part]
-                if transform.domain.event_dim == 0:
-                    mean, cov = GaussianView(loc, cov, (transform,)).moments(loc, cov)
+                entrywise = space.entrywise(name)
+                if entrywise is not None:
+                    mean, cov = GaussianView(loc, cov, entrywise).moments(loc, cov)
                     sd = jnp.sqrt(jnp.maximum(jnp.diagonal(cov), 0.0))
                 else:
                     arms = math.sqrt(len(loc)) * factor_of(cov).T
@@ -262,7 +274,7 @@ class ParameterEstimate(eqx.Module):
         self._needs_cov("interval")
         space = self.space
         for name in space.names:
-            if space.transform(name).domain.event_dim:
+            if space.entrywise(name) is None:
                 raise ValueError(f"interval: {name!r} is no number but a vector under a constraint")
         tail = 0.5 - 0.5 * float(probability)
         reach = NormalDist().inv_cdf(1 - tail)
