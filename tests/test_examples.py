@@ -175,6 +175,14 @@ def test_universal_lotka_volterra_finds_the_two_terms_and_no_others(tmp_path):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 120
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["drifting_oscillator", "epidemic"])
+def test_parameters_that_move_are_followed(name, tmp_path):
+    lines, _ = run(name, tmp_path, "--quick")
+    assert lines[-1].startswith("OK: ")
+    assert (tmp_path / f"{name}.png").stat().st_size > LEAST_BYTES
+
+
 @pytest.fixture(scope="module")
 def nile():
     return load("nile_level")
