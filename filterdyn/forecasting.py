@@ -13,7 +13,7 @@ from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
 from filterdyn.filters.base import AbstractFilter
 from filterdyn.filters.predicted import PredictedObservation, SampledObservation
-from filterdyn.filters.results import FilterResult
+from filterdyn.filters.results import FilterResult, parameters_of
 from filterdyn.filters.rows import Row, rows_of
 from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.sampling_forecast import forecast_moments
@@ -22,6 +22,7 @@ from filterdyn.filters.sampling_verbs import require_key
 from filterdyn.filters.scan import State, advance, first_failure, is_finite
 from filterdyn.filters.stepping import AnyFilter
 from filterdyn.filters.verbs import check_is_model, check_model
+from filterdyn.linalg import factor_of
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import blank
 from filterdyn.simulation import simulate_rows
@@ -80,7 +81,7 @@ def _forecast(
     moments = (mean, cov, *seen.moments())
     samples = None
     if key is not None:
-        samples = _samples(model, state.belief, rows, plan, key, num_samples)
+        samples = _samples(model, state.belief, rows, plan, filter, key, num_samples)
     fine = end.status == Status.OK
     visible = lambda tree: jax.tree.map(lambda x: jnp.where(fine, x, jnp.nan), tree)
     return *visible(moments), visible(samples), end.status, visible(seen)
@@ -91,15 +92,30 @@ def _samples(
     belief: Any,
     rows: Row,
     plan: Plan,
+    filter: AnyFilter,
     key: Array,
     num_samples: int,
 ) -> Float[Array, "S H dy"]:
     def one(key: Array) -> Array:
         key_start, key_path = jax.random.split(key)
-        start = belief.sample(key_start)
-        return simulate_rows(model, start, rows, plan, key_path)[1]
+        here, start = filter.draw(model, belief, key_start)
+        if filter.learns and here is model:
+            here = _at_what_was_learnt(model, belief, key_start)
+        return simulate_rows(here, start, rows, plan, key_path)[1]
 
     return jax.vmap(one)(jax.random.split(key, num_samples))
+
+
+def _at_what_was_learnt(model: Any, belief: Any, key: Array) -> Any:
+    """The model at a draw of the parameters, or at their estimate where no posterior is claimed."""
+    known = parameters_of(belief)
+    if known is None or not hasattr(model, "at"):
+        return model
+    theta, cov = known.unconstrained_mean, known.unconstrained_cov
+    if cov is not None:
+        noise = jax.random.normal(jax.random.fold_in(key, 1), theta.shape, theta.dtype)
+        theta = theta + factor_of(cov) @ noise
+    return model.at(theta)
 
 
 _compiled_forecast = compiled("forecast", _forecast)
@@ -120,7 +136,7 @@ def _forecast_by_sampling(
     key_moments, key_samples = jax.random.split(key)
     check_model("forecast", model, rows, any_dy=True)
     mean, cov, seen, status = forecast_moments(model, state, rows, plan, filter, key_moments)
-    samples = _compiled_samples(model, state.belief, rows, plan, key_samples, num_samples)
+    samples = _compiled_samples(model, state.belief, rows, plan, filter, key_samples, num_samples)
     samples = jnp.where(status == Status.OK, samples, jnp.nan)
     if seen is None:
         seen = (samples.mean(0), None)

@@ -66,3 +66,9 @@ class AbstractFilter(eqx.Module):
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any
     ) -> PredictedObservation:
         """What a measurement would be, under this belief."""
+
+    def draw(
+        self, model: StateSpaceModel, belief: Gaussian, key: Array
+    ) -> tuple[StateSpaceModel, Float[Array, " n"]]:
+        """A draw of the state, and the model that it goes on with: where a simulated future starts."""
+        return model, belief.sample(key)

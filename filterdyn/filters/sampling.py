@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from filterdyn.beliefs import Ensemble
 from filterdyn.dynamics import Interval
 from filterdyn.linalg.gate import gated
 from filterdyn.model import StateSpaceModel
@@ -89,6 +90,21 @@ class AbstractSamplingFilter(eqx.Module):
         if hasattr(belief, "members"):
             return belief.members, jnp.full(belief.size, 1.0 / belief.size, belief.members.dtype)
         return belief.positions, belief.weights
+
+    def observation_moments(
+        self, model: StateSpaceModel, belief: Any, t: Any, u: Any, key: Array
+    ) -> tuple[Float[Array, " dy"], Float[Array, "dy dy"]]:
+        """Mean and covariance of a measurement, its noise included, under this belief."""
+        x, weights = self.moments(belief)
+        n = belief.size
+        spread = n / (n - 1) if isinstance(belief, Ensemble) else 1.0
+        return observation_moments(model, x, weights, t, u, spread)
+
+    def draw(
+        self, model: StateSpaceModel, belief: Any, key: Array
+    ) -> tuple[StateSpaceModel, Float[Array, " n"]]:
+        """A draw of the state, and the model that it goes on with: where a simulated future starts."""
+        return model, belief.sample(key)
 
 
 def propagate(

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from filterdyn._compile import compiled
-from filterdyn.beliefs import Ensemble
 from filterdyn.dynamics import Interval, Plan
 from filterdyn.filters.rows import Row
 from filterdyn.filters.sampling import (
@@ -55,10 +54,8 @@ def _forecast(
         cov = belief.cov if model.dx <= FULL else None
         seen = None
         if known:
-            x, weights = filter.moments(belief)
-            n = belief.size
-            spread = n / (n - 1) if isinstance(belief, Ensemble) else 1.0
-            seen = observation_moments(model, x, weights, row.time, row.input, spread)
+            of_moments = jax.random.fold_in(key, 1)
+            seen = filter.observation_moments(model, belief, row.time, row.input, of_moments)
         return (belief, status), (belief.mean, cov, seen)
 
     keys = jax.random.split(key, rows.time.shape[0])

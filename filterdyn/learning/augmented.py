@@ -134,6 +134,12 @@ class AugmentedGaussianFilter(AbstractFilter):
         assert isinstance(model, ParametricModel)
         return self.filter.predict_observation(augmented(model), belief.memory.joint, t, u)
 
+    def draw(
+        self, model: StateSpaceModel, belief: Gaussian, key: Array
+    ) -> tuple[StateSpaceModel, Float[Array, " n"]]:
+        assert isinstance(model, ParametricModel)
+        return augmented(model), belief.memory.joint.sample(key)
+
     def _of_state(
         self, model: ParametricModel, joint: Gaussian, unmeasured: Float[Array, "k k"]
     ) -> Gaussian:
@@ -262,6 +268,18 @@ class AugmentedSamplingFilter(AbstractSamplingFilter):
 
     def moments(self, belief: JointDraws) -> tuple[Float[Array, "N dx"], Float[Array, " N"]]:
         return self.filter.moments(belief.state)
+
+    def observation_moments(
+        self, model: StateSpaceModel, belief: JointDraws, t: Any, u: Any, key: Array
+    ) -> tuple[Float[Array, " dy"], Float[Array, "dy dy"]]:
+        assert isinstance(model, ParametricModel)
+        return self.filter.observation_moments(augmented(model), belief.joint, t, u, key)
+
+    def draw(
+        self, model: StateSpaceModel, belief: JointDraws, key: Array
+    ) -> tuple[StateSpaceModel, Float[Array, " n"]]:
+        assert isinstance(model, ParametricModel)
+        return augmented(model), belief.joint.sample(key)
 
     def _like(
         self, model: ParametricModel, before: JointDraws, joint: Any, interval: Interval

@@ -26,7 +26,8 @@ def augmented(model: ParametricModel) -> StateSpaceModel:
     """The model whose state (dx + k) is the state with the parameters, in the space where they have no
     limits, behind it. Every filter, smoother and sampler treats it as any other model."""
     mean, spread = joint_start(model, model.prior_mean.dtype)
-    initial = dist.MultivariateNormal(mean, scale_tril=spread.root)
+    # (A state that is known has a factor of zeros, which NumPyro would refuse.)
+    initial = dist.MultivariateNormal(mean, scale_tril=spread.root, validate_args=False)
     return StateSpaceModel(initial, JointDynamics(model), JointObservation(model))
 
 

@@ -25,9 +25,10 @@ from filterdyn.filters.verbs import check_is_filter
 from filterdyn.initial import Diffuse
 from filterdyn.learning.augmented import check_parametric
 from filterdyn.learning.jitter import Jitter
+from filterdyn.learning.joint import augmented
 from filterdyn.learning.model import ParametricModel
 from filterdyn.learning.parameters import ParameterEstimate, ParameterSpace
-from filterdyn.learning.seen import innovation_of_filters
+from filterdyn.learning.seen import innovation_of_filters, mixture_innovation
 from filterdyn.linalg import factor_of
 from filterdyn.linalg.gate import only_if
 from filterdyn.model import StateSpaceModel
@@ -247,6 +248,30 @@ class NestedParticleFilter(AbstractSamplingFilter):
             x, w = jax.vmap(self.inner.moments)(belief.inner)
             return x.reshape(-1, x.shape[-1]), (belief.weights[:, None] * w).ravel()
         return belief.inner.mean, belief.weights
+
+    def observation_moments(
+        self, model: StateSpaceModel, belief: NestedBelief, t: Any, u: Any, key: Array
+    ) -> tuple[Float[Array, " dy"], Float[Array, "dy dy"]]:
+        assert isinstance(model, ParametricModel)
+
+        def one(key: Array, theta: Array, inner: Any) -> tuple[Array, Array]:
+            here = model.at(theta)
+            if isinstance(self.inner, AbstractSamplingFilter):
+                return self.inner.observation_moments(here, inner, t, u, key)
+            return self.inner.predict_observation(here, inner, t, u).moments()
+
+        keys = jax.random.split(key, self.size)
+        found = jax.vmap(one)(keys, belief.thetas, belief.inner)
+        return mixture_innovation(belief.weights, *found)
+
+    def draw(
+        self, model: StateSpaceModel, belief: NestedBelief, key: Array
+    ) -> tuple[StateSpaceModel, Float[Array, " n"]]:
+        assert isinstance(model, ParametricModel)
+        of_which, of_state = jax.random.split(key)
+        i = jax.random.categorical(of_which, belief.log_weights)
+        state = jax.tree.map(lambda x: x[i], belief.inner).sample(of_state)
+        return augmented(model), jnp.concatenate([state, belief.thetas[i]])
 
     def _with(
         self, belief: NestedBelief, log_weights: Float[Array, " M"], inner: Any

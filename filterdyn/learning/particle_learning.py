@@ -31,10 +31,11 @@ from filterdyn.filters.scan import first_failure
 from filterdyn.initial import Diffuse
 from filterdyn.learning.augmented import check_parametric
 from filterdyn.learning.evolution import Forgetting
+from filterdyn.learning.joint import augmented
 from filterdyn.learning.lineages import Lineages
 from filterdyn.learning.model import ParametricModel
 from filterdyn.learning.parameters import ParameterEstimate, ParameterSpace
-from filterdyn.learning.seen import innovation_of_each
+from filterdyn.learning.seen import innovation_of_each, observation_moments_of_all
 from filterdyn.learning.statistics import AbstractStatistics, Passage, forgotten
 from filterdyn.linalg import sampling_factor
 from filterdyn.linalg.gate import only_if
@@ -237,6 +238,23 @@ class ParticleLearning(AbstractSamplingFilter):
         moved = self._belief(model, x, belief.log_weights, statistics, lineages, of_estimate)
         return moved, jnp.int32(Status.OK)
 
+    def observation_moments(
+        self, model: StateSpaceModel, belief: LearningParticles, t: Any, u: Any, key: Array
+    ) -> tuple[Float[Array, " dy"], Float[Array, "dy dy"]]:
+        assert isinstance(model, ParametricModel)
+        thetas = self._draw(model, belief.statistics, key)
+        return observation_moments_of_all(model, thetas, belief.positions, belief.weights, t, u)
+
+    def draw(
+        self, model: StateSpaceModel, belief: LearningParticles, key: Array
+    ) -> tuple[StateSpaceModel, Float[Array, " n"]]:
+        assert isinstance(model, ParametricModel)
+        of_which, of_draw = jax.random.split(key)
+        i = jax.random.categorical(of_which, belief.log_weights)
+        statistics = jax.tree.map(lambda x: x[i], belief.statistics)
+        theta = self._draw_one(model, statistics, of_draw)
+        return augmented(model), jnp.concatenate([belief.positions[i], theta])
+
     def step(
         self,
         model: StateSpaceModel,
@@ -309,18 +327,20 @@ class ParticleLearning(AbstractSamplingFilter):
         self, model: ParametricModel, statistics: tuple[Any, ...], key: Array
     ) -> Float[Array, "N k"]:
         """Parameters of each particle, as points of the space without limits."""
+        one = lambda key, statistics: self._draw_one(model, statistics, key)
+        return jax.vmap(one)(jax.random.split(key, self.size), statistics)
+
+    def _draw_one(
+        self, model: ParametricModel, statistics: tuple[Any, ...], key: Array
+    ) -> Float[Array, " k"]:
         space = model.space
         shapes = dict(zip(space.names, space.shapes, strict=True))
         dtype = jax.tree.leaves(statistics)[0].dtype
-
-        def one(key: Array, statistics: tuple[Any, ...]) -> Array:
-            found: dict[str, Array] = {}
-            keys = jax.random.split(key, len(self.statistics))
-            for family, key, own in zip(self.statistics, keys, statistics, strict=True):
-                found |= family.sample(key, own)
-            return space.vector({n: v.reshape(shapes[n]) for n, v in found.items()}).astype(dtype)
-
-        return jax.vmap(one)(jax.random.split(key, self.size), statistics)
+        found: dict[str, Array] = {}
+        keys = jax.random.split(key, len(self.statistics))
+        for family, of_family, own in zip(self.statistics, keys, statistics, strict=True):
+            found |= family.sample(of_family, own)
+        return space.vector({n: v.reshape(shapes[n]) for n, v in found.items()}).astype(dtype)
 
     def _resampled(
         self,

@@ -20,19 +20,34 @@ def innovation_of_each(
     """y less its predicted mean, and the predicted covariance, over weighted states with parameters of
     their own; NaN where the moments of the observation are not known."""
     t, u, y = measurement.time, measurement.input, measurement.value
-    alone = jnp.ones(1, x.dtype)
-
-    def one(theta: Array, x: Array) -> tuple[Array, Array]:
-        return observation_moments(model.at(theta), x[None], alone, t, u)
-
     try:
-        jax.eval_shape(one, thetas[0], x[0])
+        jax.eval_shape(lambda theta, x: _moments_of_each(model, theta, x, t, u), thetas, x)
     except (TypeError, ValueError):
         return jnp.full_like(y, jnp.nan), jnp.full((len(y), len(y)), jnp.nan, y.dtype)
-    means, covs = jax.vmap(one)(thetas, x)
+    means, covs = _moments_of_each(model, thetas, x, t, u)
     middle, observation = weights @ x, model.at(weights @ thetas).observation
     near = lambda z: observation.nearest(t, middle, u, z)
     return mixture_innovation(weights, near(y) - jax.vmap(near)(means), covs)
+
+
+def observation_moments_of_all(
+    model: ParametricModel,
+    thetas: Float[Array, "N k"],
+    x: Float[Array, "N dx"],
+    weights: Float[Array, " N"],
+    t: Any,
+    u: Any,
+) -> tuple[Float[Array, " dy"], Float[Array, "dy dy"]]:
+    """Mean and covariance of a measurement over weighted states with parameters of their own."""
+    return mixture_innovation(weights, *_moments_of_each(model, thetas, x, t, u))
+
+
+def _moments_of_each(
+    model: ParametricModel, thetas: Float[Array, "N k"], x: Float[Array, "N dx"], t: Any, u: Any
+) -> tuple[Float[Array, "N dy"], Float[Array, "N dy dy"]]:
+    alone = jnp.ones(1, x.dtype)
+    one = lambda theta, x: observation_moments(model.at(theta), x[None], alone, t, u)
+    return jax.vmap(one)(thetas, x)
 
 
 def mixture_innovation(
