@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from filterdyn._compile import compiled
 from filterdyn.beliefs import Ensemble
 from filterdyn.dynamics import Plan
+from filterdyn.ensembles import GaspariCohn
 from filterdyn.ensembles.inverse_root import product
 from filterdyn.filters.ensemble import EnsembleKalmanFilter
 from filterdyn.filters.rows import Row
@@ -16,38 +17,43 @@ from filterdyn.filters.sampling_scan import run
 from filterdyn.filters.sampling_verbs import matches_moments
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import Series
+from filterdyn.smoothers.near_regression import near_regression
 from filterdyn.smoothers.results import SmootherResult
 from filterdyn.smoothers.sampling import sample_paths_by_sampling, smooth_by_sampling
 from filterdyn.status import Status
 
 
 def smooth_members(
-    filtered: Float[Array, "T N dx"], predicted: Float[Array, "T N dx"]
+    filtered: Float[Array, "T N dx"],
+    predicted: Float[Array, "T N dx"],
+    localization: GaspariCohn | None = None,
 ) -> Float[Array, "T N dx"]:
     """Members given the whole series, from the filtered ones and what they were predicted to be in the
     next row, member by member:
 
         x_k^s = x_k^a + G (x_{k+1}^s - x_{k+1}^f),    G = C(x_k^a, x_{k+1}^f) C(x_{k+1}^f)^+,
 
-    covariances and regression being those of the sample (Raanes 2016, section 3). A member's states
-    over all rows are one path.
+    covariances and regression being those of the sample (Raanes 2016, section 3), or tapered ones of
+    the sample. A member's states over all rows are one path.
     """
-    n, dx = filtered.shape[1:]
+    regression = _regression if localization is None else near_regression(localization)
 
     def back(after: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
         x, ahead = at
-        inverse = jnp.linalg.pinv(ahead - ahead.mean(0))
-        anomalies = x - x.mean(0)
-        missed = after - ahead
-        if n <= dx:
-            moved = product(product(missed, inverse), anomalies)
-        else:
-            moved = product(missed, product(inverse, anomalies))
-        return (x + moved,) * 2
+        return (x + regression(x, ahead, after - ahead),) * 2
 
     last = filtered[-1]
     _, smoothed = jax.lax.scan(back, last, (filtered[:-1], predicted[1:]), reverse=True)
     return jnp.concatenate([smoothed, last[None]])
+
+
+def _regression(x: Array, ahead: Array, missed: Array) -> Array:
+    inverse = jnp.linalg.pinv(ahead - ahead.mean(0))
+    anomalies = x - x.mean(0)
+    n, dx = x.shape
+    if n <= dx:
+        return product(product(missed, inverse), anomalies)
+    return product(missed, product(inverse, anomalies))
 
 
 def _smooth(
@@ -65,21 +71,11 @@ def _smooth(
     # (A pseudo-inverse of NaN may not return.)
     fine = statuses[-1] == Status.OK
     safe = lambda x: jnp.where(fine, x, 0.0)
-    members = smooth_members(safe(filtered), safe(predicted))
+    members = smooth_members(safe(filtered), safe(predicted), filter.localization)
     return jnp.where(fine, members, jnp.nan), log_likelihood, statuses
 
 
 _compiled_smooth = compiled("smooth", _smooth)
-
-
-def _check(owner: str, filter: EnsembleKalmanFilter) -> None:
-    """**Raises:** `TypeError` for a localised filter."""
-    if filter.localization is not None:
-        raise TypeError(
-            f"{owner}: a localised EnsembleKalmanFilter cannot be smoothed: what members say about "
-            "earlier rows is as noisy as what they say about distant states; use more members without "
-            "localization"
-        )
 
 
 @smooth_by_sampling.register
@@ -91,7 +87,6 @@ def _(
     plan: Plan,
     key: Array,
 ) -> SmootherResult:
-    _check("smooth", filter)
     members, log_likelihood, statuses = _compiled_smooth("smooth", model, rows, plan, filter, key)
     return SmootherResult(
         series.times,
@@ -115,7 +110,6 @@ def _(
     num_samples: int,
 ) -> Float[Array, "num_samples T dx"]:
     """Each path is that of one smoothed member."""
-    _check("sample_paths", filter)
     key_filter, key_choice = jax.random.split(key)
     found: Any = _compiled_smooth("sample_paths", model, rows, plan, filter, key_filter)
     members = found[0]

@@ -40,6 +40,19 @@ def test_neighbours_hold_the_positive_part_of_the_taper():
     np.testing.assert_allclose(dense, found.states_observations, atol=1e-7)
 
 
+def test_neighbours_of_many_states_are_found_across_the_edges_too():
+    draws = np.random.default_rng(0).uniform(size=(600, 2)) * [50.0, 9.0]
+    found = fd.GaspariCohn(1.3, draws, draws[::2], period=[50.0, 9.0])
+    for near, weights, whole in (
+        (found.neighbours, found.weights, found.states_observations),
+        (found.state_neighbours, found.state_weights, found.among(jnp.arange(600))),
+    ):
+        dense = np.zeros(whole.shape)
+        np.add.at(dense, (np.arange(600)[:, None], np.asarray(near)), np.asarray(weights))
+        assert near.shape[1] < 200
+        np.testing.assert_allclose(dense, whole, atol=1e-9 if X64 else 1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
