@@ -61,6 +61,7 @@ from filterdyn.learning import (
     NestedParticleFilter,
     NormalInverseGammaStatistics,
     NormalStatistics,
+    OnlineVariationalFilter,
     ParameterEstimate,
     ParameterSpace,
     ParametricModel,
@@ -234,6 +235,7 @@ __all__ = [
     "NormalInverseGammaStatistics",
     "MatrixNormalInverseWishartStatistics",
     "augmented",
+    "OnlineVariationalFilter",
     "LowRankWeightFilter",
     "WeightEstimate",
     # how it runs

@@ -20,6 +20,7 @@ from filterdyn.learning.nested import NestedParticleFilter
 from filterdyn.learning.parameters import ParameterEstimate, ParameterSpace
 from filterdyn.learning.particle_learning import ParticleLearning
 from filterdyn.learning.statistics import AbstractStatistics, Passage
+from filterdyn.learning.variational import OnlineVariationalFilter
 from filterdyn.learning.weights import WeightEstimate
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "NestedParticleFilter",
     "NormalInverseGammaStatistics",
     "NormalStatistics",
+    "OnlineVariationalFilter",
     "ParameterEstimate",
     "ParameterSpace",
     "ParametricModel",
