@@ -107,6 +107,8 @@ class Ahead:
             du = last.shape[-1]
             if inputs is None:
                 inputs = jnp.broadcast_to(last, (*np.shape(times), du))
+            elif np.ndim(inputs) == 1 and du == 1:
+                inputs = jnp.broadcast_to(jnp.asarray(inputs)[:, None], (*np.shape(times), 1))
             elif np.ndim(inputs) < np.ndim(times) + 1 and batch:
                 inputs = jnp.broadcast_to(jnp.asarray(inputs), (*np.shape(times), du))
         ahead = blank(owner, times, inputs, dtype, batch)

@@ -169,14 +169,20 @@ def sequential_posterior(
         if k == rows:
             break
         key_loop, key_resample, key_exchange = jax.random.split(key_loop, 3)
+        before_that = swarm.z
         swarm = run.resample(swarm, key_resample)
-        rate, swarm, key_loop = _move(run, swarm, k, moves, key_loop)
+        rate, swarm, key_loop = _move(run, swarm, before_that, k, moves, key_loop)
         moved_at.append(k - 1)
         acceptances.append(rate)
         if rate < min_acceptance and 2 * particles <= max_particles:
             particles = 2 * particles
             run = _Runner(problem._replace(size=particles), unravel, rows, ess_threshold)
             swarm = run.exchange(swarm, jnp.int32(k), key_exchange)
+            if not jnp.isfinite(swarm.log_weights).any():
+                raise RuntimeError(
+                    f"{_NAME}: with {particles} particles the likelihood of the first {k} rows is 0 for all "
+                    f"{size} draws of the parameters; take more draws or a prior that allows the data"
+                )
     joined = {
         name: jnp.concatenate([jnp.repeat(x[name][None], n, 0) for n, x in history])
         for name in history[0][1]
@@ -199,10 +205,13 @@ def sequential_posterior(
 
 
 def _move(
-    run: "_Runner", swarm: _Swarm, k: int, moves: int, key: Array
+    run: "_Runner", swarm: _Swarm, before: Float[Array, "N d"], k: int, moves: int, key: Array
 ) -> tuple[float, _Swarm, Array]:
-    """The swarm after up to `moves` steps, and how many proposals were accepted."""
-    root = BEST / swarm.z.shape[1] ** 0.5 * factor(jnp.atleast_2d(jnp.cov(swarm.z.T)))
+    """The swarm after up to `moves` steps, and how many proposals were accepted. Where so few draws have
+    survived that they span no space, the steps are as wide as the draws were `before` resampling."""
+    survivors = len(np.unique(np.asarray(swarm.z), axis=0))
+    spread = swarm.z if survivors > 2 * swarm.z.shape[1] else before
+    root = BEST / swarm.z.shape[1] ** 0.5 * factor(jnp.atleast_2d(jnp.cov(spread.T)))
     moved = jnp.zeros(len(swarm.z), bool)
     rates: list[float] = []
     while len(rates) < moves and (~moved).mean() >= _UNMOVED:
@@ -309,5 +318,6 @@ class _Runner:
         """The same parameters with this number of particles, weighted for the change."""
         log_prior, log_likelihood, states = self._filtered(swarm.z, k, key)
         log_weights = swarm.log_weights + log_likelihood - swarm.log_likelihood
-        log_weights = log_weights - logsumexp(log_weights)
+        total = logsumexp(log_weights)
+        log_weights = log_weights - jnp.where(jnp.isfinite(total), total, 0.0)
         return _Swarm(swarm.z, log_prior, log_likelihood, log_weights, states)

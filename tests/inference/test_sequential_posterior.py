@@ -147,3 +147,30 @@ def test_the_nile_has_the_evidence_of_quadrature():
     assert abs(off) < 4 * found.log_evidence_se
     for name, summary in truth["summary"].items():
         assert abs(float(found.means[name][-1]) - summary["mean"]) < 0.15 * summary["sd"], name
+
+
+@pytest.mark.slow
+def test_a_swarm_of_which_one_survives_moves_on():
+    """A prior a hundred times as wide as the first row allows, of two parameters: hardly any of 64 draws is
+    left, and steps as wide as what is left would be steps of length 0."""
+
+    def precise(times, y=None):
+        level = numpyro.sample("level", dist.Normal(0.0, 30.0))
+        slope = numpyro.sample("slope", dist.Normal(0.0, 30.0))
+        model = fd.StateSpaceModel(
+            dist.Normal(level * jnp.ones(1), 0.1).to_event(1),
+            fd.LinearTransition([[1.0]], [[0.01]], b=slope * jnp.ones(1)),
+            fd.LinearObservation([[1.0]], 0.1),
+        )
+        filter = fd.ParticleFilter(30, proposal=fd.KalmanFilter(), ess_threshold=1.0)
+        d = fd.ObservedSeries(model, times, filter=filter, key=numpyro.prng_key())
+        numpyro.sample("y", d, obs=y)
+
+    y = 3.0 + 2.0 * np.arange(4.0)[:, None]
+    found = fd.inference.sequential_posterior(
+        precise, np.arange(4.0), y, key=jr.key(1), size=64, moves=60, min_acceptance=1e-6
+    )
+    assert len(np.unique(np.asarray(found.samples["slope"]))) > 16
+    # The level is within 0.4 or so of 3, the slope within 0.15 of 2: five standard deviations.
+    assert abs(float(found.means["level"][-1]) - 3.0) < 2.0
+    assert abs(float(found.means["slope"][-1]) - 2.0) < 0.75
