@@ -216,8 +216,8 @@ def _polish(
     if not np.isfinite(value):
         at = {name: float(x) for name, x in zip(names[:6], flat, strict=False)}
         raise ValueError(
-            f"{_OWNER}: the log-density of `model` is not finite where the search ended (unconstrained: {at}); "
-            "give another `start`"
+            f"{_OWNER}: the log-density of `model` is not finite where the search ended (unconstrained: "
+            f"{at}); give another `start`"
         )
     for _ in range(5):
         _check_positive(hessian, names)

@@ -144,7 +144,7 @@ def _full(owner: str, covariance: Matrix, shape: tuple[int, int]) -> Float[Matri
     least = np.linalg.eigvalsh(0.5 * (full + full.swapaxes(1, 2)))[:, 0]
     if (least < -1e-8 * np.diagonal(full, axis1=1, axis2=2).max(1)).any():
         raise ValueError(
-            f"{owner}: `covariance` has an eigenvalue {least.min():.3g}; expected a covariance, which has none "
-            "below 0"
+            f"{owner}: `covariance` has an eigenvalue {least.min():.3g}; expected a covariance, which has "
+            "none below 0"
         )
     return full
