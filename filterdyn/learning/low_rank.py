@@ -238,6 +238,18 @@ class LowRankWeightFilter(AbstractFilter):
         more = memory.spread.images(slopes).cov.matrix
         return PredictedObservation(found.loc, found.cov + more, found.transforms)
 
+    def draw(
+        self, model: StateSpaceModel, belief: Gaussian, key: Array
+    ) -> tuple[StateSpaceModel, Float[Array, " dx"]]:
+        """A state with the model of the weights that it goes with."""
+        memory: WeightMemory = belief.memory
+        of_weights, of_state = jax.random.split(key)
+        normals = jax.random.normal(of_weights, memory.location.shape, memory.location.dtype)
+        change = memory.spread.of_normals(normals)
+        state = Gaussian(belief.mean, spread=memory.known).sample(of_state)
+        here = memory.space.model(model, memory.location + change)
+        return here, state + mv(memory.slopes, change)
+
     def _moved(
         self, model: StateSpaceModel, memory: WeightMemory, interval: Interval
     ) -> WeightMemory:

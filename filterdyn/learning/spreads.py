@@ -1,13 +1,13 @@
 """How uncertain many weights are: all of a covariance, or a diagonal and a few columns of its inverse."""
 
 import abc
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from filterdyn.linalg import PSD, condition
+from filterdyn.linalg import PSD, condition, factor_of
 
 
 class Images(NamedTuple):
@@ -39,6 +39,10 @@ class AbstractWeightSpread(eqx.Module):
         """Of A theta."""
 
     @abc.abstractmethod
+    def of_normals(self, normals: Float[Array, " k"]) -> Float[Array, " k"]:
+        """A draw of N(0, C), made of standard normal numbers."""
+
+    @abc.abstractmethod
     def moved(
         self, slope: Float[Array, ""], noise: Float[Array, " k"], a: Float[Array, "m k"]
     ) -> Moved:
@@ -67,6 +71,9 @@ class DenseSpread(AbstractWeightSpread):
     def images(self, a: Float[Array, "m k"]) -> Images:
         cross = a @ self.matrix
         return Images(cross, nearest(cross @ a.T))
+
+    def of_normals(self, normals: Float[Array, " k"]) -> Float[Array, " k"]:
+        return factor_of(self.matrix) @ normals
 
     def moved(
         self, slope: Float[Array, ""], noise: Float[Array, " k"], a: Float[Array, "m k"]
@@ -108,6 +115,10 @@ class LowRankSpread(AbstractWeightSpread):
 
     def images(self, a: Float[Array, "m k"]) -> Images:
         return _images(a, 1.0 / self.precisions, self.columns)
+
+    def of_normals(self, normals: Float[Array, " k"]) -> Float[Array, " k"]:
+        root, half = _root(1.0 / self.precisions, self.columns)
+        return root * half(normals)
 
     def moved(
         self, slope: Float[Array, ""], noise: Float[Array, " k"], a: Float[Array, "m k"]
@@ -163,15 +174,20 @@ def _spectrum(scaled: Float[Array, "*T k rank"]) -> tuple[Array, Array]:
     return jnp.maximum(values, 0.0), vectors
 
 
-def _images(a: Float[Array, "m k"], variances: Array, columns: Float[Array, "k rank"]) -> Images:
-    """Of C = (diag(1 / variances) + W W^T)^-1, by a symmetric square root of the matrix between the roots
-    of the variances: 1 - V diag(1 / (s (1 + s))) V^T, s^2 = 1 + eigenvalues. A C A^T is a square, and so
-    positive whatever rounding does."""
+def _root(variances: Array, columns: Float[Array, "k rank"]) -> tuple[Array, Any]:
+    """Of C = (diag(1 / variances) + W W^T)^-1 a vector d and a symmetric map M with C = d M M d: with the
+    eigenvectors v and eigenvalues s^2 - 1 of X^T X, X = d W, M is 1 - X v diag(1 / (s (1 + s))) v^T X^T."""
     root = jnp.sqrt(variances)
     scaled = root[:, None] * columns
     values, vectors = _spectrum(scaled)
     s = jnp.sqrt(1.0 + values)
     inner = (vectors / (s * (1.0 + s))) @ vectors.T
-    half = lambda b: b - (b @ scaled) @ inner @ scaled.T
+    return root, lambda b: b - (b @ scaled) @ inner @ scaled.T
+
+
+def _images(a: Float[Array, "m k"], variances: Array, columns: Float[Array, "k rank"]) -> Images:
+    """Of C = (diag(1 / variances) + W W^T)^-1. A C A^T is a square, and so positive whatever rounding
+    does."""
+    root, half = _root(variances, columns)
     factor = half(root * a)
     return Images(root * half(factor), PSD.from_factor(factor))

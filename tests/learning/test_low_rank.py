@@ -89,6 +89,24 @@ def test_with_columns_enough_it_is_the_joint_extended_filter(walked):
 
 
 @pytest.mark.slow
+def test_simulated_futures_start_from_weights_and_states_that_go_together(record, walked):
+    """Their moments are those of the linearised forecast, but for curvature and chance (2,000 draws, 5
+    standard errors)."""
+    ahead = TIMES[-1] + np.array([1.0, 4.0])
+    model = bent({"w": W + 0.1})
+    found = fd.forecast(model, walked, ahead, key=jax.random.key(4), num_samples=2000)
+    sd = np.sqrt(diagonal(found.observation_cov))
+    assert (np.abs(found.samples.mean(0) - found.observation_mean) < 0.25 * sd).all()
+    # (That of a variance is 3 per cent; the weights make 10 and more of it.)
+    without = fd.filter(model, record, fd.ExtendedKalmanFilter())
+    blind = fd.forecast(model, without, ahead)
+    share = diagonal(found.observation_cov - blind.observation_cov) / sd**2
+    ratio = found.samples.var(0) / sd**2
+    assert share.max() > 0.1
+    assert (np.abs(ratio - 1) < 0.16).all()
+
+
+@pytest.mark.slow
 def test_with_the_whole_covariance_it_is_the_joint_extended_filter(record):
     check_is_joint(record, fd.Forgetting(0.9), learner_of(None, forgetting=0.9))
 
