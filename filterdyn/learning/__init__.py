@@ -19,6 +19,10 @@ from filterdyn.learning.model import ParametricModel
 from filterdyn.learning.nested import NestedParticleFilter
 from filterdyn.learning.parameters import ParameterEstimate, ParameterSpace
 from filterdyn.learning.particle_learning import ParticleLearning
+from filterdyn.learning.recursive_least_squares import RecursiveLeastSquares
+from filterdyn.learning.recursive_likelihood import RecursiveMaximumLikelihood
+from filterdyn.learning.recursive_prediction_error import RecursivePredictionError
+from filterdyn.learning.regression import Autoregression, Regression
 from filterdyn.learning.statistics import AbstractStatistics, Passage
 from filterdyn.learning.variational import OnlineVariationalFilter
 from filterdyn.learning.weights import WeightEstimate
@@ -26,6 +30,7 @@ from filterdyn.learning.weights import WeightEstimate
 __all__ = [
     "AbstractStatistics",
     "AugmentedFilter",
+    "Autoregression",
     "BetaStatistics",
     "Forgetting",
     "GammaStatistics",
@@ -43,6 +48,10 @@ __all__ = [
     "ParticleLearning",
     "Passage",
     "RandomWalk",
+    "RecursiveLeastSquares",
+    "RecursiveMaximumLikelihood",
+    "RecursivePredictionError",
+    "Regression",
     "Shrinkage",
     "WeightEstimate",
     "augmented",
