@@ -10,12 +10,13 @@ from jaxtyping import Array, Float, Int
 
 from filterdyn._checks import as_numbers, check_count, check_shape
 from filterdyn.dynamics.stepping import plan_steps
+from filterdyn.filters.results import PARAMETERS
 from filterdyn.online.checkpoint import Reader, write
 from filterdyn.online.clock import seconds
 from filterdyn.online.exporting import EXPORT_FORMAT, KIND, custom_calls
 from filterdyn.online.packing import Layout, _Leaf
 from filterdyn.online.saving import arrays_of, parts_in
-from filterdyn.online.state import StepResult
+from filterdyn.online.state import StepResult, by_name
 
 _NAME = "ExportedFilter"
 
@@ -39,8 +40,8 @@ class ExportedState:
     def _part(self, name: str) -> Any:
         if self._read is None:
             self._read = self._owner._call("read", self.vectors)
-        found = self._read[name]
-        return None if found is None else np.asarray(found)
+        found = self._read.get(name)
+        return None if found is None else jax.tree.map(np.asarray, found)
 
     @property
     def mean(self) -> Float[Any, " dx"]:
@@ -58,6 +59,12 @@ class ExportedState:
     @property
     def status(self) -> Int[Any, ""]:
         return self._part("status")
+
+    @property
+    def parameters(self) -> Any:
+        """Of a filter that learns, with `mean` and (of one that claims a posterior) `sd` by name; else
+        `None`."""
+        return by_name(self._part(PARAMETERS))
 
     def __repr__(self) -> str:
         return f"ExportedState(time={self.time}, status={self.status})"

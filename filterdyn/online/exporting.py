@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from filterdyn.filters.results import PARAMETERS, parameters_of
 from filterdyn.filters.sampling_scan import FULL
 from filterdyn.filters.stepping import start
 from filterdyn.online.checkpoint import write
@@ -70,6 +71,7 @@ def export(
         generator=layout.generator,
         state=dict(zip(layout.dtypes, layout.sizes, strict=True)),
         record=described(kernel.record),
+        learns=online.filter.learns,
     )
     arrays = {name: np.frombuffer(e.serialize(), np.uint8) for name, e in exported.items()}
     write(path, KIND, arrays, facts, 1)
@@ -105,7 +107,28 @@ def _inputs_of(online: OnlineFilter) -> int:
 
 def _kernel_of(online: OnlineFilter, du: int, dtype: Any, key: Any) -> tuple[Kernel, Layout]:
     state = online.init(0.0, np.zeros(du) if du else None, key=key)
-    return online._kernel(state, state.input), state.layout
+    kernel = online._kernel(state, state.input)
+    plain = _PlainKernel(online.model, online.filter, kernel.du, kernel.dy, state.layout)
+    return plain, state.layout
+
+
+class _PlainKernel(Kernel):
+    """A step whose record is numbers by name, which a file can describe."""
+
+    def _packed(self, record: dict[str, Any]) -> Any:
+        diagnostics = record["diagnostics"]
+        if diagnostics is not None:
+            rest = {name: value for name, value in diagnostics.items() if name != PARAMETERS}
+            record = record | {"diagnostics": rest, PARAMETERS: diagnostics.get(PARAMETERS)}
+        return super()._packed(record | {PARAMETERS: in_units(record[PARAMETERS])})
+
+
+def in_units(parameters: Any) -> dict[str, Any] | None:
+    """Of what a filter has learnt, the means and, where it claims a posterior, the standard deviations."""
+    if parameters is None:
+        return None
+    found = dict(mean=parameters.mean)
+    return found if parameters.unconstrained_cov is None else found | {"sd": parameters.sd}
 
 
 def _programs(
@@ -130,6 +153,7 @@ def _programs(
             cov=None if wide else state.belief.cov,
             log_likelihood=jnp.where(state.status == 0, total + lost, -jnp.inf),
             status=state.status,
+            parameters=in_units(parameters_of(state.belief)),
         )
 
     row = jax.ShapeDtypeStruct((kernel.width,), dtype)

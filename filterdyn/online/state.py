@@ -1,5 +1,6 @@
 """Where an online filter stands, and what a measurement said: packed, and unpacked when asked."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -73,6 +74,11 @@ class OnlineState:
         return f"OnlineState(time={self.time}, status={self.status})"
 
 
+def by_name(parameters: Any) -> Any:
+    """What an exported filter has learnt, as attributes; an estimate as it is."""
+    return SimpleNamespace(**parameters) if isinstance(parameters, dict) else parameters
+
+
 class StepResult:
     """What one measurement said (or, of `step_many`, each of T: with a leading axis).
 
@@ -87,7 +93,7 @@ class StepResult:
     - `outlier_weights` (dy,), of a filter with an outlier rule or a gate: how much of each entry was
       believed, 1 as if its noise were Gaussian, 0 not at all, NaN where it is missing; else `None`;
     - `parameters`, of a filter that learns: a `ParameterEstimate` (of one that samples by its first two
-      moments), else `None`;
+      moments; of an `ExportedFilter` only `mean` and `sd`), else `None`;
     - `diagnostics`: of an ensemble or particle filter, by name (`effective_sample_size`, ...).
 
     An ensemble or particle filter of more than 64 states gives `None` as `cov`, of more than 64
@@ -107,7 +113,7 @@ class StepResult:
         place = self.layout.named.get(name)
         if place is not None:
             return self.layout.leaf(self._host, place)
-        return self.layout.unpack(self._host)[name]
+        return self.layout.unpack(self._host).get(name)
 
     @property
     def mean(self) -> Float[Any, " dx"]:
@@ -148,8 +154,8 @@ class StepResult:
 
     @property
     def parameters(self) -> Any:
-        sampled = self._part("diagnostics")
-        return self._part(PARAMETERS) if sampled is None else sampled.get(PARAMETERS)
+        found = (self._part("diagnostics") or {}).get(PARAMETERS)
+        return by_name(self._part(PARAMETERS)) if found is None else found
 
     def __repr__(self) -> str:
         return f"StepResult(log_likelihood={self.log_likelihood}, status={self.status})"

@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import jax
 import numpy as np
 
 from filterdyn.online import StepResult
+from filterdyn.online.exporting import in_units
 from filterdyn.status import Status
 from filterdyn.streams.event import Outcome
+
+_in_units = jax.jit(in_units)
 
 
 class JSONOutput:
@@ -104,7 +108,24 @@ def _result(result: StepResult) -> dict[str, Any]:
 def _belief(result: StepResult) -> dict[str, Any]:
     cov = result.cov
     sd = None if cov is None else np.sqrt(np.maximum(np.diagonal(cov), 0.0))
-    return dict(mean=_listed(result.mean), sd=None if sd is None else _listed(sd))
+    found = dict(mean=_listed(result.mean), sd=None if sd is None else _listed(sd))
+    learned = result.parameters
+    return found if learned is None else found | {"parameters": _parameters(learned)}
+
+
+def _parameters(learned: Any) -> dict[str, Any]:
+    """Of each parameter the mean and, if the filter claims a posterior, the standard deviation."""
+    found = _in_units(learned) if hasattr(learned, "unconstrained_cov") else vars(learned)
+    return {
+        name: {kind: _nested(values[name]) for kind, values in found.items()}
+        for name in found["mean"]
+    }
+
+
+def _nested(values: Any) -> Any:
+    """Numbers, and lists of lists of them where a parameter is an array."""
+    values = np.asarray(values, np.float64)
+    return _number(values) if values.ndim == 0 else [_nested(value) for value in values]
 
 
 def _listed(values: Any) -> list[float | None]:
