@@ -50,9 +50,12 @@ from filterdyn.inference import LatentPath, ObservedSeries, PathObservations, to
 from filterdyn.initial import Diffuse, stationary
 from filterdyn.learning import (
     AbstractStatistics,
+    Alarm,
     AugmentedFilter,
     Autoregression,
     BetaStatistics,
+    ChangeKind,
+    DualFilter,
     Forgetting,
     GammaStatistics,
     InverseGammaStatistics,
@@ -74,6 +77,7 @@ from filterdyn.learning import (
     RecursivePredictionError,
     Regression,
     Shrinkage,
+    WatchedFilter,
     WeightEstimate,
     augmented,
 )
@@ -230,6 +234,9 @@ __all__ = [
     "AugmentedFilter",
     "NestedParticleFilter",
     "Jitter",
+    "WatchedFilter",
+    "Alarm",
+    "ChangeKind",
     "ParticleLearning",
     "AbstractStatistics",
     "Passage",
@@ -246,6 +253,7 @@ __all__ = [
     "RecursivePredictionError",
     "RecursiveMaximumLikelihood",
     "OnlineVariationalFilter",
+    "DualFilter",
     "LowRankWeightFilter",
     "WeightEstimate",
     # how it runs
