@@ -50,11 +50,9 @@ from filterdyn.inference import LatentPath, ObservedSeries, PathObservations, to
 from filterdyn.initial import Diffuse, stationary
 from filterdyn.learning import (
     AbstractStatistics,
-    Alarm,
     AugmentedFilter,
     Autoregression,
     BetaStatistics,
-    ChangeKind,
     DualFilter,
     Forgetting,
     GammaStatistics,
@@ -77,7 +75,6 @@ from filterdyn.learning import (
     RecursivePredictionError,
     Regression,
     Shrinkage,
-    WatchedFilter,
     WeightEstimate,
     augmented,
 )
@@ -234,9 +231,6 @@ __all__ = [
     "AugmentedFilter",
     "NestedParticleFilter",
     "Jitter",
-    "WatchedFilter",
-    "Alarm",
-    "ChangeKind",
     "ParticleLearning",
     "AbstractStatistics",
     "Passage",
