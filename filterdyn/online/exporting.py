@@ -12,6 +12,7 @@ import numpy as np
 from filterdyn.filters.results import PARAMETERS, parameters_of
 from filterdyn.filters.sampling_scan import FULL
 from filterdyn.filters.stepping import start
+from filterdyn.learning import ParameterEstimate
 from filterdyn.online.checkpoint import write
 from filterdyn.online.kernel import Kernel
 from filterdyn.online.online_filter import OnlineFilter
@@ -124,9 +125,13 @@ class _PlainKernel(Kernel):
 
 
 def in_units(parameters: Any) -> dict[str, Any] | None:
-    """Of what a filter has learnt, the means and, where it claims a posterior, the standard deviations."""
+    """Of what a filter has learnt, the means and, where it claims a posterior, the standard deviations;
+    weights of a network as one vector, under the name `weights`."""
     if parameters is None:
         return None
+    if not isinstance(parameters, ParameterEstimate):
+        mean, sd = parameters.unconstrained_mean, jnp.sqrt(parameters.variances)
+        return dict(mean=dict(weights=mean), sd=dict(weights=sd))
     found = dict(mean=parameters.mean)
     return found if parameters.unconstrained_cov is None else found | {"sd": parameters.sd}
 

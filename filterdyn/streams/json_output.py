@@ -5,11 +5,13 @@ import math
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
+from filterdyn.learning import ParameterEstimate
 from filterdyn.online import StepResult
 from filterdyn.online.exporting import in_units
 from filterdyn.status import Status
@@ -110,12 +112,13 @@ def _belief(result: StepResult) -> dict[str, Any]:
     sd = None if cov is None else np.sqrt(np.maximum(np.diagonal(cov), 0.0))
     found = dict(mean=_listed(result.mean), sd=None if sd is None else _listed(sd))
     learned = result.parameters
-    return found if learned is None else found | {"parameters": _parameters(learned)}
+    named = isinstance(learned, (ParameterEstimate, SimpleNamespace))
+    return found | {"parameters": _parameters(learned)} if named else found
 
 
 def _parameters(learned: Any) -> dict[str, Any]:
     """Of each parameter the mean and, if the filter claims a posterior, the standard deviation."""
-    found = _in_units(learned) if hasattr(learned, "unconstrained_cov") else vars(learned)
+    found = vars(learned) if isinstance(learned, SimpleNamespace) else _in_units(learned)
     return {
         name: {kind: _nested(values[name]) for kind, values in found.items()}
         for name in found["mean"]
