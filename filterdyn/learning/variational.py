@@ -109,8 +109,9 @@ class OnlineVariationalFilter(AbstractSamplingFilter):
     enters by its mean and covariance.
 
     `log_likelihood` is the increment of the **bound**, not a likelihood: it is low by as much as q differs
-    from the posterior, is a bound as far as V_t is quadratic, and where dynamics entered by moments that
-    for the model with these. Its gradient by the model holds q fixed, which is the gradient of the bound.
+    from the posterior. What V_t has beyond second order is left out, so that the sum over rows may also
+    exceed log p(y_1:t) (by 0.1 over 150 rows of a stochastic volatility); where dynamics entered by their
+    moments it is that of the model with these. Its gradient by the model holds q fixed.
 
     **Parameters** climb the increments of the bound (section 4 of the paper): by default along the
     inverse of the accumulated outer products of these scores plus the precision of the prior, so that a
