@@ -212,6 +212,14 @@ class OnlineVariationalFilter(AbstractSamplingFilter):
         x = _points_of(belief.state, belief.size)
         return x, jnp.full(len(x), 1.0 / len(x), x.dtype)
 
+    def observation_moments(
+        self, model: StateSpaceModel, belief: VariationalBelief, t: Any, u: Any, key: Array
+    ) -> tuple[Float[Array, " dy"], Float[Array, "dy dy"]]:
+        if belief.ascent is not None:
+            assert isinstance(model, ParametricModel)
+            model = model.at(belief.ascent.theta)
+        return super().observation_moments(model, belief, t, u, key)
+
     def step(
         self,
         model: StateSpaceModel,

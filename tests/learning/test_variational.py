@@ -328,6 +328,26 @@ def test_it_learns_the_scale_of_a_volatility():
 
 
 @slow
+def test_a_forecast_is_that_of_the_model_at_the_estimate():
+    prior = {name: dist.LogNormal(np.log(value), 0.3) for name, value in POINT.items()}
+    learnt, series = fd.ParametricModel(scaled, prior), record(1, 40)
+    found = fd.filter(learnt, series, fd.OnlineVariationalFilter(), key=KEY)
+    ahead = fd.forecast(learnt, found, [41.0, 42.0], key=KEY, num_samples=2000)
+    estimate = {name: float(value[-1]) for name, value in found.parameters.mean.items()}
+    assert abs(estimate["gain"] / POINT["gain"] - 1) > 0.01
+    F, Q, H, sd = matrices(1)
+    m, P = np.asarray(found.mean[-1]), np.asarray(found.cov[-1])
+    F, H = estimate["move"] * F, estimate["gain"] * H
+    for row in range(2):
+        m, P = F @ m, F @ P @ F.T + estimate["noise"] * Q
+        cov = H @ P @ H.T + np.diag((estimate["sensor"] * sd) ** 2)
+        np.testing.assert_allclose(ahead.observation_mean[row], H @ m, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(ahead.observation_cov[row], cov, rtol=1e-9, atol=1e-12)
+        spread = np.sqrt(np.diagonal(cov) / 2000)
+        np.testing.assert_allclose(ahead.samples[:, row].mean(0), H @ m, atol=4 * spread.max())
+
+
+@slow
 def test_float32_is_the_kalman_filter_to_its_precision():
     series = record(2)
     exact = fd.filter(model(2), series, fd.KalmanFilter())
