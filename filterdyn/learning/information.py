@@ -24,16 +24,17 @@ def forgotten(spread: PSD, slopes: Float[Array, "m k"], factor: float, direction
     """Before a measurement of `slopes` theta + N(0, 1), the past counting `factor` times as much.
 
     Exponential forgetting multiplies the covariance C by 1 / factor, in directions that the measurement
-    says nothing of too. Directional forgetting (Kulhavý 1987: of the distribution of what is measured, z =
-    H theta, that of z alone is flattened, and that of theta given z stays) adds (1 / factor - 1) times
-    C H^T (H C H^T)^+ H C: nothing where nothing is measured.
+    says nothing of too. Directional forgetting (Cao, Schwartz 2000, here of several rows at once) adds
+    (1 / factor - 1) H^T (H C^-1 H^T)^+ H: nothing but in the directions H of the measurement, and with it
+    the information stays bounded from below and above.
     """
     if factor == 1:
         return spread
     root = spread.root
     if not directional:
         return PSD.from_factor(root / factor**0.5)
-    directions = _orthonormal(mm(slopes, root))
+    # With V = S^-1 H^T and Q an orthonormal basis of its columns that is S (Q Q^T) S^T.
+    directions = _orthonormal(jnp.linalg.lstsq(root, slopes.T)[0].T)
     more = (factor**-0.5 - 1.0) * mm(mm(root, directions.T), directions)
     return PSD.from_factor(root + more)
 

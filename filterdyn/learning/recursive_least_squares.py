@@ -36,7 +36,7 @@ class RecursiveLeastSquares(AbstractFilter):
 
     and no interval is claimed. Rows of which nothing was measured forget nothing. Where an input does not
     excite the system, exponential forgetting loses what was known of the directions that are not seen, and
-    they jump when they are seen again; `directional=True` keeps them (Kulhavý 1987).
+    noise then moves them anywhere; `directional=True` keeps them (Cao, Schwartz 2000).
 
     `R` of the model weighs the measurements, against the prior and each other; only `log_likelihood`, `nis`
     and the intervals need it right.

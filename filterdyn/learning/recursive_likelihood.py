@@ -64,7 +64,7 @@ class RecursiveMaximumLikelihood(AbstractFilter):
         - `forgetting` in (0, 1]: with every row that is measured the past counts this much less: about
           1 / (1 - forgetting) rows are remembered;
         - `directional`: forget only what the row has something to say of, so that without excitation
-          nothing is forgotten (Kulhavý 1987).
+          nothing is forgotten (Cao, Schwartz 2000).
 
         **Raises:** `ValueError` and `TypeError` for anything else.
         """

@@ -148,15 +148,15 @@ def test_directional_forgetting_keeps_what_is_not_excited(one_input_at_rest):
 
 
 @pytest.mark.slow
-def test_directional_forgetting_of_one_measurement_is_kulhavys(one_input_at_rest):
-    """R' = R + (f - (1 - f) / zeta) phi phi^T with zeta = phi^T R^-1 phi, before a row that weighs 1
-    (Kulhavý 1987); here the row comes after forgetting, which is (f - 1) / zeta and then + 1."""
+def test_directional_forgetting_is_that_of_cao_and_schwartz(one_input_at_rest):
+    """R' = R - (1 - f) R phi phi^T R / (phi^T R phi) + phi phi^T."""
     u, y = one_input_at_rest
     f = 0.9
     information, theta = np.eye(2) / 100.0, np.zeros(2)
     for phi, value in zip(10.0 * u[:350], 10.0 * y[:350], strict=True):
-        zeta = phi @ np.linalg.solve(information, phi)
-        information = information + ((f - 1) / zeta + 1) * np.outer(phi, phi)
+        seen = information @ phi
+        information = information - (1 - f) * np.outer(seen, seen) / (phi @ seen)
+        information = information + np.outer(phi, phi)
         theta = theta + np.linalg.solve(information, phi) * (value - phi @ theta)
     _, found, _ = spreads_of(RecursiveLeastSquares(forgetting=f, directional=True), u, y)
     close(found[0], theta, 1e-9)
