@@ -50,9 +50,11 @@ from filterdyn.inference import LatentPath, ObservedSeries, PathObservations, to
 from filterdyn.initial import Diffuse, stationary
 from filterdyn.learning import (
     AbstractStatistics,
+    Alarm,
     AugmentedFilter,
     Autoregression,
     BetaStatistics,
+    ChangeKind,
     DualFilter,
     Forgetting,
     GammaStatistics,
@@ -75,6 +77,7 @@ from filterdyn.learning import (
     RecursivePredictionError,
     Regression,
     Shrinkage,
+    WatchedFilter,
     WeightEstimate,
     augmented,
 )
@@ -231,6 +234,9 @@ __all__ = [
     "AugmentedFilter",
     "NestedParticleFilter",
     "Jitter",
+    "WatchedFilter",
+    "Alarm",
+    "ChangeKind",
     "ParticleLearning",
     "AbstractStatistics",
     "Passage",

@@ -21,6 +21,11 @@ def parameters_of(belief: Any) -> Any:
     return getattr(getattr(belief, "memory", None), PARAMETERS, None) if found is None else found
 
 
+def alarm_of(belief: Any) -> Any:
+    """What the memory of a belief says of changes, or `None`."""
+    return getattr(getattr(belief, "memory", None), "alarm", None)
+
+
 class SampledMoments(NamedTuple):
     """Moments of a belief that is not kept itself; no covariance where there are many states."""
 
@@ -61,6 +66,7 @@ class FilterResult(eqx.Module):
       that row on beliefs are NaN, and the log-likelihood is `-inf`;
     - `moments_matched`: did a non-Gaussian observation or transition enter by its first two moments?
     - `parameters`, of a filter that learns: a `ParameterEstimate` with a leading axis T;
+    - `alarms`, of a `WatchedFilter`: an `Alarm` with a leading axis T;
     - `effective_sample_sizes` (T,) and `diagnostics`, arrays with a leading axis T by name: of an
       ensemble or particle filter.
 
@@ -196,6 +202,19 @@ class FilterResult(eqx.Module):
             raise ValueError(
                 f"FilterResult: {type(self.filter).__name__} learns no parameters (fd.AugmentedFilter and "
                 "others do, of a fd.ParametricModel)"
+            )
+        return found
+
+    @property
+    def alarms(self) -> Any:
+        """What a filter that is watched has said of changes, row by row.
+
+        **Raises:** `ValueError` for any other filter."""
+        found = alarm_of(self._filtered)
+        if found is None:
+            raise ValueError(
+                f"FilterResult: {type(self.filter).__name__} does not look for changes; "
+                "fd.WatchedFilter(filter) does"
             )
         return found
 

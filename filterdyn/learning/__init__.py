@@ -1,5 +1,6 @@
 """Learning while it runs: parameters that are not known, and move."""
 
+from filterdyn.learning.alarms import Alarm, ChangeKind
 from filterdyn.learning.augmented import AugmentedFilter
 from filterdyn.learning.conjugate import (
     BetaStatistics,
@@ -26,13 +27,16 @@ from filterdyn.learning.recursive_prediction_error import RecursivePredictionErr
 from filterdyn.learning.regression import Autoregression, Regression
 from filterdyn.learning.statistics import AbstractStatistics, Passage
 from filterdyn.learning.variational import OnlineVariationalFilter
+from filterdyn.learning.watched import WatchedFilter
 from filterdyn.learning.weights import WeightEstimate
 
 __all__ = [
     "AbstractStatistics",
+    "Alarm",
     "AugmentedFilter",
     "Autoregression",
     "BetaStatistics",
+    "ChangeKind",
     "DualFilter",
     "Forgetting",
     "GammaStatistics",
@@ -55,6 +59,7 @@ __all__ = [
     "RecursivePredictionError",
     "Regression",
     "Shrinkage",
+    "WatchedFilter",
     "WeightEstimate",
     "augmented",
 ]

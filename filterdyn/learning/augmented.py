@@ -104,7 +104,7 @@ class AugmentedGaussianFilter(AbstractFilter):
     def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
         assert isinstance(model, ParametricModel)
         joint = self.filter.init(augmented(model), dtype)
-        return self._of_state(model, joint, model.prior_cov.astype(dtype))
+        return self.of_state(model, joint, model.prior_cov.astype(dtype))
 
     def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
         assert isinstance(model, ParametricModel)
@@ -118,7 +118,7 @@ class AugmentedGaussianFilter(AbstractFilter):
             found.move.slope[:dx, :dx],
             PSD.from_matrix(found.move.noise.matrix[:dx, :dx]),
         )
-        return Prediction(self._of_state(model, found.belief, unmeasured), move, found.status)
+        return Prediction(self.of_state(model, found.belief, unmeasured), move, found.status)
 
     def update(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
@@ -126,7 +126,7 @@ class AugmentedGaussianFilter(AbstractFilter):
         assert isinstance(model, ParametricModel)
         memory: JointMemory = belief.memory
         found = self.filter.update(augmented(model), memory.joint, t, u, y)
-        return found._replace(belief=self._of_state(model, found.belief, memory.unmeasured_cov))
+        return found._replace(belief=self.of_state(model, found.belief, memory.unmeasured_cov))
 
     def predict_observation(
         self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any
@@ -140,9 +140,10 @@ class AugmentedGaussianFilter(AbstractFilter):
         assert isinstance(model, ParametricModel)
         return augmented(model), belief.memory.joint.sample(key)
 
-    def _of_state(
+    def of_state(
         self, model: ParametricModel, joint: Gaussian, unmeasured: Float[Array, "k k"]
     ) -> Gaussian:
+        """The belief of the state, that of state and parameters together behind it."""
         dx, spread = model.dx, joint.spread
         if spread.factor is None:
             part = PSD(None, spread.matrix[:dx, :dx])

@@ -147,8 +147,8 @@ class BankResult:
     - `fate`: `"used"`, `"late"` (older than the key's clock) or `"refused"` (a time, measurement or
       input that is none);
     - `mean`, `cov`, `innovation`, `innovation_cov`, `log_likelihood`, `nis`, `status`,
-      `outlier_weights`, `parameters` and `diagnostics` as in a `StepResult`, with a leading axis; of an
-      event that was not used NaN, and 0 as log-likelihood.
+      `outlier_weights`, `parameters`, `alarm` and `diagnostics` as in a `StepResult`, with a leading
+      axis; of an event that was not used NaN, and 0 as log-likelihood.
     """
 
     __slots__ = ("_codes", "_places", "_record", "_result")
@@ -231,6 +231,10 @@ class BankResult:
     @property
     def parameters(self) -> Any:
         return self._unpacked().parameters
+
+    @property
+    def alarm(self) -> Any:
+        return self._unpacked().alarm
 
     def __repr__(self) -> str:
         return f"BankResult({len(self._codes)} events, {int(self.used.sum())} used)"

@@ -121,6 +121,8 @@ class _PlainKernel(Kernel):
         if diagnostics is not None:
             rest = {name: value for name, value in diagnostics.items() if name != PARAMETERS}
             record = record | {"diagnostics": rest, PARAMETERS: diagnostics.get(PARAMETERS)}
+        alarm = record["alarm"]
+        record = record | {"alarm": None if alarm is None else dict(vars(alarm))}
         return super()._packed(record | {PARAMETERS: in_units(record[PARAMETERS])})
 
 

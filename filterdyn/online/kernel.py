@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from filterdyn.dynamics import Plan
-from filterdyn.filters.results import parameters_of, squared_norm
+from filterdyn.filters.results import alarm_of, parameters_of, squared_norm
 from filterdyn.filters.rows import Row
 from filterdyn.filters.sampling_scan import FULL, SamplingState
 from filterdyn.filters.scan import add, finite_term, select
@@ -105,6 +105,7 @@ class Kernel:
             outlier_weights=None if sampled else record.weights,
             diagnostics=record.diagnostics if sampled else None,
             parameters=None if sampled else parameters_of(record.filtered),
+            alarm=None if sampled else alarm_of(record.filtered),
         )
         return (new, total, lost), found
 

@@ -94,6 +94,7 @@ class StepResult:
       believed, 1 as if its noise were Gaussian, 0 not at all, NaN where it is missing; else `None`;
     - `parameters`, of a filter that learns: a `ParameterEstimate` (of one that samples by its first two
       moments; of an `ExportedFilter` only `mean` and `sd`), else `None`;
+    - `alarm`, of a `WatchedFilter`: an `Alarm`, else `None`;
     - `diagnostics`: of an ensemble or particle filter, by name (`effective_sample_size`, ...).
 
     An ensemble or particle filter of more than 64 states gives `None` as `cov`, of more than 64
@@ -156,6 +157,10 @@ class StepResult:
     def parameters(self) -> Any:
         found = (self._part("diagnostics") or {}).get(PARAMETERS)
         return by_name(self._part(PARAMETERS)) if found is None else found
+
+    @property
+    def alarm(self) -> Any:
+        return by_name(self._part("alarm"))
 
     def __repr__(self) -> str:
         return f"StepResult(log_likelihood={self.log_likelihood}, status={self.status})"
