@@ -115,7 +115,9 @@ class ParametricModel(StateSpaceModel):
         """Draws from the prior itself, as points of the space without limits."""
         keys = jax.random.split(key, len(self.prior))
         parts = []
-        for one, d in zip(keys, self.prior.values(), strict=True):
+        # (A dictionary that has been through JAX is in the order of its keys.)
+        for one, name in zip(keys, self.space.names, strict=True):
+            d = self.prior[name]
             free = biject_to(d.support).inv(d.sample(one, (size,)))
             parts.append(free.reshape(size, -1))
         return jnp.concatenate(parts, axis=1).astype(self.prior_mean.dtype)

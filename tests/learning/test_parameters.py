@@ -112,3 +112,19 @@ def test_evolutions_move_as_they_say():
     ):
         with pytest.raises(ValueError, match="expected"):
             wrong()
+
+
+def test_draws_from_the_prior_lie_as_the_parameters_do_whatever_jax_did_to_the_model():
+    """JAX gives a dictionary back in the order of its keys."""
+    model = fd.ParametricModel(
+        lambda p: fd.StateSpaceModel(
+            dist.Normal(jnp.zeros(1), 1.0).to_event(1),
+            fd.LinearTransition(p["b"] * jnp.eye(1), jnp.eye(1)),
+            fd.LinearObservation(jnp.eye(1), p["a"] * jnp.eye(1)),
+        ),
+        dict(b=dist.Normal(100.0, 1.0), a=dist.LogNormal(-100.0, 1.0)),
+    )
+    plain = model.sample_prior(jax.random.key(0), 3)
+    passed = jax.jit(lambda model: model.sample_prior(jax.random.key(0), 3))(model)
+    np.testing.assert_allclose(passed, plain, rtol=1e-6)
+    assert (plain[:, 0] > 50).all() and (plain[:, 1] < -50).all()
