@@ -1,5 +1,6 @@
 """What is known of parameters, in their own units."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
