@@ -74,7 +74,9 @@ def test_without_forgetting_it_is_the_kalman_filter_of_constant_parameters(ys):
     close(found.parameters.mean["level"], exact.mean[:, 0], 1e-12)
 
 
-@pytest.mark.parametrize("forgetting", [0.9, pytest.param(0.99, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "forgetting", [0.9, pytest.param(0.99, marks=[pytest.mark.slow, pytest.mark.long])]
+)
 def test_forgetting_is_weighted_least_squares(ys, forgetting):
     learner = RecursiveLeastSquares(forgetting=forgetting)
     found = fd.filter(regression(), fd.Series(TIMES, ys), learner).parameters
@@ -86,6 +88,7 @@ def test_forgetting_is_weighted_least_squares(ys, forgetting):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_random_walk_is_that_of_the_kalman_filter(ys):
     series = fd.Series(TIMES, ys)
     model = regression(evolution=fd.RandomWalk(dict(waves=0.1)))
@@ -205,6 +208,7 @@ def test_an_autoregression_with_inputs_is_the_dense_posterior(driven):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_several_outputs_are_several_regressions():
     rng = np.random.default_rng(3)
     a = np.array([[0.6, 0.2], [-0.3, 0.5]])
@@ -222,6 +226,7 @@ def test_several_outputs_are_several_regressions():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_missing_measurement_is_filled_in_by_what_is_expected(driven):
     u, y = driven
     y = np.where(np.arange(200) % 10 == 7, np.nan, y)
