@@ -43,6 +43,7 @@ LEARNERS = {
         model(fd.Shrinkage(0.95)),
         fd.AugmentedFilter(fd.ParticleFilter(50, ess_threshold=1.0)),
     ),
+    "variational": (WALK, fd.OnlineVariationalFilter()),
 }
 
 
