@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from filterdyn.ensembles.groups import in_groups
 from filterdyn.ensembles.innovation import Weighing, noise_draws, noise_root, whitened
 from filterdyn.ensembles.inverse_root import inverse_root, product
 from filterdyn.ensembles.localization import GaspariCohn
@@ -161,7 +162,7 @@ def local(a: Float[Array, "N dx"], seen: ObservedEnsemble, localization: Gaspari
     """A transform of its own for every state, which sees the measurements near it, their noise divided
     by the taper (Hunt, Kostelich, Szunyogh 2007)."""
     d, y, r = seen.masked
-    n, dx = a.shape
+    n = len(a)
     r = _above_rounding(r, y)
     white, z = d / jnp.sqrt(r), y / jnp.sqrt(r)
     roots = jnp.sqrt(localization.weights.astype(a.dtype))
@@ -175,9 +176,5 @@ def local(a: Float[Array, "N dx"], seen: ObservedEnsemble, localization: Gaspari
         return (w * column).sum() / scale, product(root, column)
 
     at = (a.T, localization.neighbours, roots)
-    group = max(1, _MOST_ENTRIES // n**2)
-    if dx <= group:
-        shift, columns = jax.vmap(one)(at)
-    else:
-        shift, columns = jax.lax.map(one, at, batch_size=group)
+    shift, columns = in_groups(one, at, max(1, _MOST_ENTRIES // n**2))
     return Analysis(shift, columns.T)

@@ -8,6 +8,7 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
 from filterdyn.ensembles import GaspariCohn
+from filterdyn.ensembles.groups import in_groups
 from filterdyn.ensembles.inverse_root import product
 
 #: States are taken in groups, so that the matrices of a group take at most this many numbers.
@@ -47,10 +48,7 @@ def near_regression(taper: GaspariCohn) -> Regression:
             column = x[:, i, None]
             return _moved(column, ahead[:, indices], missed[:, indices], rho, weight[:, None])[:, 0]
 
-        at = (here, neighbours, weights, tapers)
-        if tapers is not None:
-            return jax.vmap(one, out_axes=1)(at)
-        return jax.lax.map(one, at, batch_size=group).T
+        return in_groups(one, (here, neighbours, weights, tapers), group).T
 
     return regress
 

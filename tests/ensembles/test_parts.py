@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import filterdyn as fd
+from filterdyn.ensembles.groups import in_groups
 from filterdyn.ensembles.inflation import relaxed
 from filterdyn.ensembles.inverse_root import inverse_root
 from filterdyn.ensembles.localization import taper
@@ -65,6 +66,14 @@ def test_neighbours_of_many_states_are_found_across_the_edges_too():
 def test_a_taper_that_makes_no_sense_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         fd.GaspariCohn(**arguments)
+
+
+@pytest.mark.parametrize("most", [11, 4, 1])
+def test_states_in_groups_are_those_taken_at_once(most):
+    x = jnp.arange(11.0)
+    square, pair = in_groups(lambda at: (at[0] ** 2, jnp.stack(at)), (x, -x), most)
+    np.testing.assert_array_equal(square, x**2)
+    np.testing.assert_array_equal(pair, jnp.stack([x, -x], 1))
 
 
 def test_a_rotation_keeps_mean_and_covariance():
