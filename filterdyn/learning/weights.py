@@ -71,7 +71,7 @@ class WeightSpace(eqx.Module):
         """The weights, array by array; leading axes stay."""
         found, start = [], 0
         for size, shape in zip(self.sizes, self.shapes, strict=True):
-            found.append(vector[..., start : start + size].reshape(*vector.shape[:-1], *shape))
+            found.append(vector[..., start : start + size].reshape((*vector.shape[:-1], *shape)))
             start += size
         return found
 
