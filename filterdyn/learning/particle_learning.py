@@ -7,11 +7,9 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.scipy.linalg import block_diag
 from jaxtyping import Array, Bool, Float, Int
 
-from filterdyn._checks import check_count, is_traced
+from filterdyn._checks import check_count
 from filterdyn.dynamics import Interval
 from filterdyn.dynamics.gaussian import log_density_of
 from filterdyn.filters.base import AbstractFilter
@@ -32,11 +30,11 @@ from filterdyn.initial import Diffuse
 from filterdyn.learning.augmented import check_parametric
 from filterdyn.learning.evolution import Forgetting
 from filterdyn.learning.joint import augmented
+from filterdyn.learning.learning_particles import LearningParticles, pooled
 from filterdyn.learning.lineages import Lineages
 from filterdyn.learning.model import ParametricModel
-from filterdyn.learning.parameters import ParameterEstimate, ParameterSpace
 from filterdyn.learning.seen import innovation_of_each, observation_moments_of_all
-from filterdyn.learning.statistics import AbstractStatistics, Passage, forgotten
+from filterdyn.learning.statistics import AbstractStatistics, Passage, check_start, forgotten
 from filterdyn.linalg import sampling_factor
 from filterdyn.linalg.gate import only_if
 from filterdyn.model import StateSpaceModel
@@ -44,64 +42,6 @@ from filterdyn.resampling import AbstractCopying, Systematic
 from filterdyn.status import Status
 
 _NAME = "ParticleLearning"
-
-
-class LearningParticles(eqx.Module):
-    """Weighted draws of the state, each with the statistics of its path and what they say."""
-
-    positions: Float[Array, "*T N dx"]
-    log_weights: Float[Array, "*T N"]
-    #: Of each family of parameters, with a leading axis N.
-    statistics: tuple[Any, ...]
-    lineages: Lineages
-    #: Mean and covariance of the parameters, averaged over the particles' posteriors.
-    estimate: Float[Array, "*T k"]
-    estimate_cov: Float[Array, "*T k k"]
-    prior_cov: Float[Array, "*T k k"]
-    space: ParameterSpace
-
-    @property
-    def parameters(self) -> ParameterEstimate:
-        return ParameterEstimate(
-            self.space, self.estimate, self.estimate_cov, unmeasured_cov=self.prior_cov
-        )
-
-    @property
-    def size(self) -> int:
-        return self.positions.shape[-2]
-
-    @property
-    def weights(self) -> Float[Array, "*T N"]:
-        return jax.nn.softmax(self.log_weights, axis=-1)
-
-    @property
-    def mean(self) -> Float[Array, "*T dx"]:
-        return (self.weights[..., None] * self.positions).sum(-2)
-
-    @property
-    def cov(self) -> Float[Array, "*T dx dx"]:
-        a = self.positions - self.mean[..., None, :]
-        w = self.weights[..., None] * a
-        return jnp.einsum("...ni,...nj->...ij", w, a, precision="highest")
-
-    @property
-    def variances(self) -> Float[Array, "*T dx"]:
-        a = self.positions - self.mean[..., None, :]
-        return (self.weights[..., None] * a * a).sum(-2)
-
-    @property
-    def effective_sample_size(self) -> Float[Array, "*T"]:
-        return 1.0 / (self.weights**2).sum(-1)
-
-    @property
-    def is_finite(self) -> Bool[Array, ""]:
-        parts = (self.positions, self.statistics, self.estimate, self.estimate_cov)
-        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(parts)]).all()
-        return finite & jnp.isfinite(self.log_weights.max())
-
-    def sample(self, key: Array) -> Float[Array, " dx"]:
-        """One draw (of a belief without a leading axis)."""
-        return self.positions[jax.random.categorical(key, self.log_weights)]
 
 
 class ParticleLearning(AbstractSamplingFilter):
@@ -208,7 +148,7 @@ class ParticleLearning(AbstractSamplingFilter):
             one.prior(model)
         if self.look_ahead is not None:
             self.look_ahead.check(model)
-        _check_start(model)
+        check_start(_NAME, model)
 
     def init(self, model: StateSpaceModel, dtype: jnp.dtype, key: Array) -> LearningParticles:
         assert isinstance(model, ParametricModel)
@@ -484,45 +424,14 @@ class ParticleLearning(AbstractSamplingFilter):
         drawn = None
         if any(found is None for found in known):
             drawn = self._draw(model, statistics, key)
-        parts = model.space.parts
-        order, means, covs = [], [], []
-        for family, found in zip(self.statistics, known, strict=True):
-            mine = np.concatenate([np.r_[parts[name]] for name in family.names])
-            if found is None:
-                assert drawn is not None
-                found = drawn[:, mine], jnp.zeros((self.size, len(mine), len(mine)), dtype)
-            order.append(mine)
-            means.append(found[0].astype(dtype))
-            covs.append(found[1].astype(dtype))
-        weights = jax.nn.softmax(log_weights)
-        each = jnp.concatenate(means, axis=1)
-        estimate = weights @ each
-        a = each - estimate
-        within = block_diag(*(jnp.tensordot(weights, cov, 1) for cov in covs))
-        cov = within + (weights[:, None] * a).T @ a
-        back = np.argsort(np.concatenate(order))
+        estimate, cov = pooled(model.space, self.statistics, known, drawn, log_weights)
         return LearningParticles(
             positions,
             log_weights,
             statistics,
             lineages,
-            estimate[back],
-            cov[back][:, back],
+            estimate,
+            cov,
             model.prior_cov.astype(dtype),
             model.space,
         )
-
-
-def _check_start(model: ParametricModel) -> None:
-    """**Raises:** `ValueError` if the initial distribution is another for other parameters."""
-    if is_traced(model.prior_mean):
-        return
-    with jax.ensure_compile_time_eval():
-        other = model.prior_mean + jnp.sqrt(jnp.diagonal(model.prior_cov))
-        there = jax.tree.leaves(model.at(other).initial)
-    for a, b in zip(jax.tree.leaves(model.initial), there, strict=True):
-        if not is_traced((a, b)) and not np.array_equal(np.asarray(a), np.asarray(b)):
-            raise ValueError(
-                f"{_NAME}: `initial` depends on the parameters, which their statistics do not know of; "
-                "expected one that does not (fd.NestedParticleFilter takes any)"
-            )

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from filterdyn._callables import Held
+from filterdyn._checks import is_traced
 from filterdyn.learning.model import ParametricModel
 from filterdyn.moments import bare
 
@@ -131,3 +133,18 @@ def present(value: Any) -> tuple[Array, Array]:
 def summed_to(value: Array, shape: tuple[int, ...]) -> Array:
     """Entries of rows, summed where the parameter is one for all of them."""
     return value.sum() if shape == () else jnp.broadcast_to(value, shape)
+
+
+def check_start(owner: str, model: ParametricModel) -> None:
+    """**Raises:** `ValueError` if the initial distribution is another for other parameters."""
+    if is_traced(model.prior_mean):
+        return
+    with jax.ensure_compile_time_eval():
+        other = model.prior_mean + jnp.sqrt(jnp.diagonal(model.prior_cov))
+        there = jax.tree.leaves(model.at(other).initial)
+    for a, b in zip(jax.tree.leaves(model.initial), there, strict=True):
+        if not is_traced((a, b)) and not np.array_equal(np.asarray(a), np.asarray(b)):
+            raise ValueError(
+                f"{owner}: `initial` depends on the parameters, which their statistics do not know of; "
+                "expected one that does not (fd.NestedParticleFilter takes any)"
+            )

@@ -41,7 +41,7 @@ def marked(name):
     return pytest.param(name, marks=marks)
 
 
-@pytest.mark.parametrize("name", map(marked, LEARNERS))
+@pytest.mark.parametrize("name", list(map(marked, LEARNERS)))
 def test_a_forecast_is_that_of_the_posterior(name):
     learner = LEARNERS[name]
     series = fd.Series(np.arange(len(YS)), YS)
