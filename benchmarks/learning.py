@@ -326,7 +326,6 @@ def endurance(quick):
             y,
             u,
         ),
-        "RecursivePredictionError": (decay, fd.RecursivePredictionError(kalman), seen, None),
         "RecursiveMaximumLikelihood": (decay, fd.RecursiveMaximumLikelihood(kalman), seen, None),
     }
     lines, goals = [], []

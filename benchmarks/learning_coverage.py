@@ -39,8 +39,10 @@ class Problem(NamedTuple):
     make: Callable[[Any], fd.StateSpaceModel]
     prior: dist.Distribution
     sd: float
-    #: What a particle's path says of it.
+    #: What a particle's path says of it, and how much in a row: the expected information, in the space
+    #: where the parameter has no limits.
     statistics: fd.AbstractStatistics
+    information: float
 
     def model(self, evolution: Any) -> fd.ParametricModel:
         return fd.ParametricModel(self.make, {self.name: self.prior}, evolution=evolution)
@@ -64,6 +66,7 @@ PROBLEMS = {
         dist.Normal(1.0, 0.3),
         0.02,
         fd.NormalStatistics("b", lambda p: p.x_to - 0.9 * p.x_from, lambda p: p.input_from, 0.1),
+        1 / 0.1,
     ),
     "persistence": Problem(
         "the persistence of an autoregression in noise",
@@ -72,6 +75,7 @@ PROBLEMS = {
         dist.Normal(0.6, 0.15),
         0.01,
         fd.NormalStatistics("a", lambda p: p.x_to, lambda p: p.x_from, 0.1),
+        1 / (1 - 0.6**2),
     ),
     "noise": Problem(
         "the variance of a sensor's noise",
@@ -80,13 +84,15 @@ PROBLEMS = {
         dist.InverseGamma(4.0, 1.0),
         0.05,
         fd.InverseGammaStatistics("r", lambda p: p.y - p.x_to),
+        0.5,
     ),
 }
 
 
 class Learner(NamedTuple):
-    """A filter, and how its model lets the parameter move. `None`: forgetting as fast as the parameter
-    moves, the factor being P / (P + sd^2) with P the final variance of the nested filter."""
+    """A filter, and how its model lets the parameter move: as it does, or by forgetting, with the factor
+    f that a random walk of variance q has in the steady state of a regression with information i in a
+    row: (1 - f)^2 / f = q i."""
 
     filter: Any
     evolution: str = "walk"
@@ -101,9 +107,7 @@ def learners(problem: Problem) -> dict[str, Learner]:
         "ParticleLearning(300), forgetting": Learner(
             fd.ParticleLearning(300, problem.statistics), "forgetting", right=False
         ),
-        "AugmentedFilter(ParticleFilter(500))": Learner(
-            fd.AugmentedFilter(fd.ParticleFilter(500))
-        ),
+        "AugmentedFilter(ParticleFilter(500))": Learner(fd.AugmentedFilter(fd.ParticleFilter(500))),
     }
     if problem.name != "r":  # (no Gaussian filter learns the size of noise from a mean)
         found |= {
@@ -150,14 +154,14 @@ class Study(NamedTuple):
     coverage: float
     #: Of the interval, in the space where the parameter has no limits, over that of the prior's.
     width: float
-    variance: float
     seconds: float
     failed: int
 
 
-def study(problem: Problem, learner: Learner, variance: float, rows: int, runs: int) -> Study:
+def study(problem: Problem, learner: Learner, rows: int, runs: int) -> Study:
     walk = fd.RandomWalk(problem.sd)
-    factor = variance / (variance + problem.sd**2) if np.isfinite(variance) else 1.0
+    c = problem.sd**2 * problem.information
+    factor = 1 + c / 2 - (c + c * c / 4) ** 0.5
     model = problem.model(walk if learner.evolution == "walk" else fd.Forgetting(factor))
     inputs = np.random.default_rng(0).choice([-1.0, 1.0], (rows, 1))
     times = np.arange(rows)
@@ -181,7 +185,7 @@ def study(problem: Problem, learner: Learner, variance: float, rows: int, runs: 
     prior = float(model.prior_cov[0, 0])
     width = float(np.sqrt(variances).mean() / np.sqrt(prior))
     failed = int((status != fd.Status.OK).sum())
-    return Study(float(inside.mean()), width, float(variances.mean()), seconds, failed)
+    return Study(float(inside.mean()), width, seconds, failed)
 
 
 def main() -> int:
@@ -191,8 +195,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few rows and runs")
     parser.add_argument("--write", action="store_true", help="into RESULTS.md")
     parser.add_argument("--only", choices=list(PROBLEMS), help="one problem")
+    parser.add_argument("--learner", default="", help="those with this in their name")
     asked = parser.parse_args()
-    if asked.write and (asked.quick or asked.only):
+    if asked.write and (asked.quick or asked.only or asked.learner):
         parser.error("only a whole run is worth writing down")
     numpyro.enable_x64()
     rows, runs = (20, 50) if asked.quick else (ROWS, RUNS)
@@ -201,12 +206,11 @@ def main() -> int:
         if asked.only not in (None, name):
             continue
         lines.append([f"**{problem.what}**", *[""] * 3])
-        variance = np.nan
         for title, learner in learners(problem).items():
+            if asked.learner not in title:
+                continue
             print(f"  {name}: {title}", file=sys.stderr, flush=True)
-            found = study(problem, learner, variance, rows, runs)
-            if np.isnan(variance):
-                variance = found.variance
+            found = study(problem, learner, rows, runs)
             covered = f"{found.coverage:.3f}" + (
                 f" ({found.failed} failed)" if found.failed else ""
             )
