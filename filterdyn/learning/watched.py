@@ -146,7 +146,10 @@ class WatchedFilter(AbstractFilter):
                 own,
                 self._others(model, own, dy),
                 jnp.zeros(dy, dtype),
-                *(nothing for _ in range(4)),
+                nothing,
+                nothing,
+                nothing,
+                nothing,
                 zero - 1,
                 alarm,
             )

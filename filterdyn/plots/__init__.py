@@ -6,6 +6,7 @@ Colours are told apart by people who see few of them. No global setting of Matpl
 """
 
 from filterdyn.plots.learning import learning_curves
+from filterdyn.plots.live_view import LiveView, live
 from filterdyn.plots.predictions import forecast, one_step, posterior_predictive
 from filterdyn.plots.ranks import calibration_ranks
 from filterdyn.plots.residuals import innovations
@@ -19,4 +20,6 @@ __all__ = [
     "forecast",
     "calibration_ranks",
     "learning_curves",
+    "live",
+    "LiveView",
 ]
