@@ -132,7 +132,7 @@ def cost(quick):
         )
         online = fd.OnlineFilter(model, one)
         state = online.init(0.0)
-        rows, chunk, spent, resident = (256 if quick else 2048), 128, [], []
+        rows, chunk, spent, resident = (256 if quick else 1024), 128, [], []
         for start in range(0, rows, chunk):
             times = 0.1 * (1 + start + np.arange(chunk))
             begin = time.process_time()
