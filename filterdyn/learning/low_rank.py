@@ -62,6 +62,11 @@ class LowRankWeightFilter(AbstractFilter):
     the others is added to the diagonal. Memory is O(k (rank + dx)) and a row costs O(k (rank + dx + dy)^2)
     beside dx derivatives of the model by reverse mode. With `rank=None` the covariance is kept whole.
 
+    A network is far from linear in its weights: with a large `prior_sd` or `drift_sd` the steps are too long
+    for a linearisation, and the filter may lose the system for good. Take small ones, or the last layer only,
+    in which the network is linear, and try them on a record. The batch verb keeps what the filter knew in
+    every row; a long series with a large network is better followed by `OnlineFilter`.
+
     Derivatives are those of predicted means: how the weights change covariances and gain is left out. What
     is learnt is at `.parameters`, a `WeightEstimate`; `adapted` is the model with it. `mean` and `cov` of
     the state, predictions and log-likelihoods take the uncertainty of the weights into account.
