@@ -60,7 +60,9 @@ class ParticleLearning(AbstractSamplingFilter):
     next to `rows_to_coalesce` does away with it.
 
     Parameters stand still, or are forgotten (`evolution=fd.Forgetting(factor)`): in every row that moves,
-    statistics return towards the prior by `1 - factor`. `initial` must not depend on the parameters.
+    statistics return towards the prior by `1 - factor`. To a random walk of standard deviation s a row
+    corresponds, in the steady state, (1 - factor)^2 / factor = s^2 i, with i the information of a row about
+    the parameter given the path. `initial` must not depend on the parameters.
     """
 
     size: int = eqx.field(static=True)
