@@ -125,6 +125,7 @@ def test_the_recurrent_derivative_is_that_of_the_filter_of_the_state(swings, inn
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_agrees_with_the_joint_filter_where_both_know_much(swings):
     model = fd.ParametricModel(
         lambda p: pendulum({**p, "noise": 0.02}),

@@ -90,6 +90,7 @@ def test_with_columns_enough_it_is_the_joint_extended_filter(walked):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_simulated_futures_start_from_weights_and_states_that_go_together(record, walked):
     """Their moments are those of the linearised forecast, but for curvature and chance (2,000 draws, 5
     standard errors)."""
@@ -108,6 +109,7 @@ def test_simulated_futures_start_from_weights_and_states_that_go_together(record
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_with_the_whole_covariance_it_is_the_joint_extended_filter(record):
     check_is_joint(record, fd.Forgetting(0.9), learner_of(None, forgetting=0.9))
 
@@ -275,6 +277,7 @@ def test_spreads_move_as_joint_gaussians_do(still):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_weights_fall_back_to_those_of_the_model():
     learner = learner_of(2, decay_time=2.0, drift_sd=0.3)
     model = bent({"w": W})
@@ -318,6 +321,7 @@ def test_a_state_holds_a_few_vectors_of_weights():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_was_learnt_is_a_network_in_its_place():
     model = universal(3)
     learner = fd.LowRankWeightFilter(fd.ExtendedKalmanFilter(), residual, prior_sd=0.5, rank=4)
@@ -357,6 +361,7 @@ def test_sigma_points_see_the_same_where_the_model_is_linear_in_the_state():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_single_precision_does_as_well(record, walked):
     narrow = lambda tree: jax.tree.map(
         lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, tree

@@ -117,7 +117,16 @@ def rows():
 
 #: One with every change; the others compile as much again, each.
 QUICK = {"extended"}
-ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LEARNERS]
+#: Those that take a minute of compilation.
+LONG = {"dual", "weights"}
+
+
+def marked(name):
+    marks = [] if name in QUICK else [pytest.mark.slow]
+    return pytest.param(name, marks=[*marks, pytest.mark.long] if name in LONG else marks)
+
+
+ALL = [marked(name) for name in LEARNERS]
 
 
 @pytest.fixture(scope="module", params=ALL)
