@@ -151,6 +151,40 @@ def test_an_outlier_is_no_change():
 
 
 @pytest.mark.slow
+def test_over_many_runs_alarms_are_right_soon_and_seldom_false():
+    """50 runs without a change, 50 with twice the stiffness, 50 with three times the noise."""
+    runs = 50
+    changes = (dict(), dict(stiffness=4.0), dict(noise=3.0))
+    ys = np.stack([record(k, **change) for change in changes for k in range(runs)])
+    watched = fd.WatchedFilter(fd.KalmanFilter())
+
+    @jax.jit
+    @jax.vmap
+    def told(ys):
+        found = fd.filter(KNOWN, fd.Series(jnp.asarray(TIMES), ys, jnp.asarray(FORCE)), watched)
+        return found.alarms.raised, found.alarms.kind, found.alarms.evidence
+
+    raised, kinds, evidence = (np.asarray(x).reshape(3, runs, ROWS, -1) for x in told(ys))
+    calm = evidence[0, :, :, :-1].max(-1)
+    for every in (10.0, 100.0):
+        beyond = calm >= np.log(4 * every)
+        at_risk = np.where(beyond.any(1), beyond.argmax(1) + 1, ROWS).sum()
+        assert at_risk >= every * beyond.any(1).sum()
+    assert (calm >= np.log(4 * 10.0)).any(), "nothing is ever beyond: the bound was not tried"
+    for i, right, within in (
+        (1, fd.ChangeKind.DYNAMICS, 25.0),
+        (2, fd.ChangeKind.SENSOR_NOISE, 12.0),
+    ):
+        after, decided = raised[i, :, CHANGE:, 0] > 0, kinds[i, :, CHANGE:, 0]
+        noticed = after.any(1)
+        assert noticed.mean() >= 0.95
+        assert after.argmax(1)[noticed].mean() < within
+        first = decided[np.arange(runs), (decided > 0).argmax(1)]
+        assert np.mean((first == right)[noticed]) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_it_only_tells_if_it_is_not_to_respond():
     ys = record(1, noise=4.0)
     told = filtered(KNOWN, ys, responds=False)
