@@ -133,6 +133,23 @@ def test_neural_residual_learns_the_drag_from_noisy_angles(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
+def test_pendulum_friction_knows_mass_length_and_friction_with_the_prior_and_less_without(tmp_path):
+    lines, _ = run("pendulum_friction", tmp_path, "--quick")
+    assert lines[-1].startswith("OK: 4 of 4 intervals hold the truth")
+    free, orthogonal = (
+        (float(line.split()[7].rstrip(",")), float(line.split()[5].rstrip(",")))
+        for line in lines
+        if line.strip().startswith("length: correlation")
+    )
+    assert free[0] < 1 and free[1] < -0.9  # the data know the sum only
+    assert orthogonal[0] * 3 < free[0]
+    for name in ("posterior", "predictive"):
+        figure = tmp_path / f"pendulum_friction_{name}.png"
+        assert figure.stat().st_size > LEAST_BYTES
+
+
+@pytest.mark.slow
 def test_streaming_emps_goes_on_with_the_same_numbers_after_it_was_killed(tmp_path):
     lines, told = run("streaming_emps", tmp_path, "--quick")
     assert lines[-1].startswith("OK: killed at row ")
