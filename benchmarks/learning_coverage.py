@@ -226,7 +226,7 @@ def main() -> int:
     )
     print(text)
     if asked.write:
-        write_section("learning coverage", text)
+        write_section("learning-coverage", text)
     for what in wrong:
         print(f"outside {LOW} to {HIGH}: {what}", file=sys.stderr)
     return 1 if wrong and not asked.quick else 0
