@@ -108,9 +108,11 @@ def learners(problem: Problem) -> dict[str, Learner]:
             fd.ParticleLearning(300, problem.statistics), "forgetting", right=False
         ),
         "AugmentedFilter(ParticleFilter(500))": Learner(fd.AugmentedFilter(fd.ParticleFilter(500))),
+        "RecursiveMaximumLikelihood(KalmanFilter)": Learner(fd.RecursiveMaximumLikelihood(kalman)),
     }
     if problem.name != "r":  # (no Gaussian filter learns the size of noise from a mean)
         found |= {
+            "RecursivePredictionError(KalmanFilter)": Learner(fd.RecursivePredictionError(kalman)),
             "AugmentedFilter(ExtendedKalmanFilter)": Learner(
                 fd.AugmentedFilter(fd.ExtendedKalmanFilter(square_root=False))
             ),

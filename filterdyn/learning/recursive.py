@@ -15,7 +15,7 @@ from filterdyn.filters.extended import ExtendedKalmanFilter
 from filterdyn.filters.gauss_hermite import GaussHermiteKalmanFilter
 from filterdyn.filters.kalman import KalmanFilter
 from filterdyn.filters.predicted import PredictedObservation
-from filterdyn.filters.scan import select
+from filterdyn.filters.scan import add, select
 from filterdyn.filters.unscented import UnscentedKalmanFilter
 from filterdyn.filters.verbs import check_is_filter
 from filterdyn.initial import Diffuse
@@ -43,6 +43,8 @@ class Learnt(eqx.Module):
     """Parameters, the inverse of the information on them, and how the state's belief depends on them."""
 
     theta: Float[Array, "*T k"]
+    #: What rounding took from theta, which in single precision would add up over a million small steps.
+    lost: Float[Array, "*T k"]
     spread: PSD
     slopes: Slopes
     unmeasured_cov: Float[Array, "*T k k"]
@@ -94,7 +96,9 @@ def init(
     assert isinstance(model, ParametricModel)
     theta, cov = model.prior_mean.astype(dtype), model.prior_cov.astype(dtype)
     belief, slopes = tangent.start(filter, model, theta, dtype)
-    learnt = Learnt(theta, PSD.from_matrix(cov), slopes, cov, model.space, claims)
+    learnt = Learnt(
+        theta, jnp.zeros_like(theta), PSD.from_matrix(cov), slopes, cov, model.space, claims
+    )
     return _with(belief, learnt)
 
 
@@ -110,7 +114,9 @@ def predict(
     spread = evolved(model, before.spread, interval.gap)
     without = model.evolve(before.unmeasured_cov, interval.gap)
     unmeasured = without.slope**2 * before.unmeasured_cov + without.noise
-    learnt = Learnt(before.theta, spread, slopes, unmeasured, before.space, before.claims)
+    learnt = Learnt(
+        before.theta, before.lost, spread, slopes, unmeasured, before.space, before.claims
+    )
     return found._replace(belief=_with(found.belief, learnt))
 
 
@@ -135,9 +141,10 @@ def update(
     step, spread = teach(before.spread, lesson)
     step = jnp.where(lesson.seen, step, 0.0)
     spread = select(lesson.seen, spread, before.spread)
-    learnt = Learnt(
-        before.theta + step, spread, slopes, before.unmeasured_cov, before.space, before.claims
-    )
+    theta, lost = add(before.theta, before.lost, step)
+    # (A part that the parameters can hold goes over to them.)
+    theta, lost = add(theta, jnp.zeros_like(lost), lost)
+    learnt = Learnt(theta, lost, spread, slopes, before.unmeasured_cov, before.space, before.claims)
     after = found.belief
     if moves_state:
         after = Gaussian(after.mean + step @ slopes.mean, spread=after.spread)
