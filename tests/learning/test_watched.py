@@ -210,25 +210,6 @@ def test_a_stream_tells_what_the_batch_tells_and_goes_on_from_a_file(tmp_path):
     np.testing.assert_allclose(state.mean, whole.mean[-1], rtol=1e-12)
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_keys_of_a_bank_are_watched_each_by_itself():
-    ys = record(1, noise=4.0)
-    kinds = filtered(KNOWN, ys).alarms.kind
-    bank = fd.FilterBank(KNOWN, fd.WatchedFilter(fd.KalmanFilter()))
-    banked = bank.init(["a", "b"], t0=0.0, u0=FORCE[[0, 0]])
-    calm = record(0)
-    banked, result = bank.step(
-        banked,
-        np.repeat(["a", "b"], ROWS),
-        np.tile(TIMES, 2),
-        np.concatenate([ys, calm]),
-        np.tile(FORCE, (2, 1)),
-    )
-    np.testing.assert_array_equal(result.alarm.kind[:ROWS], kinds)
-    assert not np.any(result.alarm.kind[ROWS:])
-
-
 def test_a_result_without_a_watch_has_no_alarms():
     ys = record(0, rows=5)
     result = fd.filter(KNOWN, fd.Series(TIMES[:5], ys, FORCE[:5]), fd.KalmanFilter())
