@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.infer import MCMC
 
+from filterdyn._groups import in_groups
 from filterdyn.inference.draws import flattened, samples_of
 from filterdyn.inference.orthogonality import projection
 
@@ -96,7 +97,7 @@ def confounding(
         physics = lambda values, x: known({**center, **values}, x)
         return projection(physics, at_center, lambda x: residual(draw, x), states)
 
-    run = jax.jit(lambda draws: jax.lax.map(one, draws, batch_size=min(_BATCH, count)))
+    run = jax.jit(lambda draws: in_groups(one, draws, min(_BATCH, count)))
     found, shares = (np.asarray(x, float) for x in run(drawn))
     own = np.stack([drawn[name] for name in names], -1).astype(float)
     sd, of_network = own.std(0), found.std(0)

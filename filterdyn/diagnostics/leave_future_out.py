@@ -10,6 +10,7 @@ from jaxtyping import Array
 from numpyro import handlers
 
 from filterdyn._checks import check_count, check_key
+from filterdyn._groups import in_groups
 from filterdyn.diagnostics.nuts_draws import nuts_draws
 from filterdyn.diagnostics.predictive_density import RELIABLE, PredictiveDensity, estimate
 from filterdyn.inference.draws import series_at, series_in
@@ -97,7 +98,7 @@ def leave_future_out(
         return found.log_likelihoods(value)
 
     fit = jax.jit(fit) if compiled else fit
-    of_draws = jax.jit(lambda draws: jax.lax.map(one, draws, batch_size=batch_size))
+    of_draws = jax.jit(lambda draws: in_groups(one, draws, batch_size))
 
     def densities(known: int) -> np.ndarray:
         """log p(y_t | y_1:t-1, theta) (draw, T), theta from the first `known` rows."""

@@ -13,6 +13,7 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer.util import log_density
 
 from filterdyn._checks import check_count, check_key
+from filterdyn._groups import in_groups
 from filterdyn.diagnostics import uniformity
 from filterdyn.diagnostics.nuts_draws import nuts_draws
 from filterdyn.diagnostics.residuals import check_level
@@ -173,7 +174,7 @@ def simulation_based_calibration(
 
     keys = jax.random.split(key, num_simulations)
     if compiled:
-        run = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=batch_size))
+        run = jax.jit(lambda keys: in_groups(one, keys, batch_size))
         found = run(keys)
     else:
         each = [one(k) for k in keys]

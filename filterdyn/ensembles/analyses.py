@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from filterdyn.ensembles.groups import in_groups
+from filterdyn._groups import in_groups
 from filterdyn.ensembles.innovation import Weighing, noise_draws, noise_root, whitened
 from filterdyn.ensembles.inverse_root import inverse_root, product
 from filterdyn.ensembles.localization import GaspariCohn

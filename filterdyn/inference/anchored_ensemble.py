@@ -16,6 +16,7 @@ from numpyro.distributions import biject_to
 from numpyro.infer import init_to_sample
 
 from filterdyn._checks import check_count, check_key
+from filterdyn._groups import in_groups
 from filterdyn.inference.densities import densities_of, simulated
 from filterdyn.inference.unconstrained import Call, constrained, is_latent, start_point, trace_at
 
@@ -128,9 +129,9 @@ def ensemble(
         return z, anchor, residual, ~jnp.isfinite(joint) | ~jnp.isfinite(found).all()
 
     def train(keys: Array) -> Any:
-        z, anchors, residuals, failed = jax.lax.map(member, keys, batch_size=batch_size)
+        z, anchors, residuals, failed = in_groups(member, keys, batch_size)
         place = lambda z: constrained(call, unravel(z))
-        back = lambda z: jax.lax.map(place, z, batch_size=batch_size)
+        back = lambda z: in_groups(place, z, batch_size)
         return back(z), back(anchors), residuals, failed
 
     samples, anchors, residuals, failed = jax.jit(train)(jax.random.split(key, members))

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from numpyro.infer import MCMC
 
 from filterdyn._checks import check_key
+from filterdyn._groups import in_groups
 from filterdyn.inference.draws import dotted, flattened, plate_axes, samples_of, series_at
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def to_datatree(
             f"to_datatree: `observation_names` has {len(names)} names for {y.shape[-1]} columns"
         )
     keys = jax.random.split(key, chains * draws)
-    run = jax.jit(lambda inputs: jax.lax.map(one, inputs, batch_size=min(_CHUNK, len(keys))))
+    run = jax.jit(lambda inputs: in_groups(one, inputs, min(_CHUNK, len(keys))))
     replicated, pointwise = (np.asarray(x) for x in run((flat, keys)))
 
     y = np.asarray(y)

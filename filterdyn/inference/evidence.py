@@ -15,6 +15,7 @@ from numpyro.infer import MCMC
 from numpyro.infer.util import potential_energy, unconstrain_fn
 
 from filterdyn._checks import check_count, check_key
+from filterdyn._groups import in_groups
 from filterdyn.inference.draws import flattened, samples_of
 
 _OWNER = "log_evidence"
@@ -130,7 +131,7 @@ def log_evidence(
         - (_DOF + dim) / 2 * np.log1p((scaled**2).sum(1) / _DOF)
     )
     joint = lambda at: -potential_energy(model, args, kwargs, back(at))
-    run = jax.jit(lambda at: jax.lax.map(joint, at, batch_size=batch_size))
+    run = jax.jit(lambda at: in_groups(joint, at, batch_size))
     log_p = run(jnp.asarray(mean + scaled @ root.T, jnp.result_type(float)))
     log_weights = np.asarray(log_p, np.float64) - log_q
     top = log_weights.max()

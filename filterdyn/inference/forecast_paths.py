@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 
 from filterdyn._checks import check_key, check_shape, float_array, is_traced
+from filterdyn._groups import in_groups
 from filterdyn.filters.rows import rows_of
 from filterdyn.inference.observed_series import ObservedSeries
 from filterdyn.inference.particle_likelihood import series_of
@@ -96,7 +97,7 @@ def forecast_paths(
         return simulate_rows(found.model, x, rows, plan, key)
 
     draws = (samples, paths[:, -1], jax.random.split(key, number))
-    run = jax.jit(lambda draws: jax.lax.map(one, draws, batch_size=min(_CHUNK, number)))
+    run = jax.jit(lambda draws: in_groups(one, draws, min(_CHUNK, number)))
     return Simulation(ahead.times, *run(draws))
 
 

@@ -14,6 +14,7 @@ from numpyro.distributions import biject_to
 from numpyro.infer import init_to_median
 
 from filterdyn._checks import check_count, check_key
+from filterdyn._groups import in_groups
 from filterdyn.inference.densities import densities_of
 from filterdyn.inference.unconstrained import Call, constrained, start_point, trace_at
 
@@ -130,7 +131,7 @@ def laplace(
         return constrained(call, unravel(flat + jnp.asarray(inverse.T, flat.dtype) @ normal))
 
     normals = jax.random.normal(key_draw, (num_samples, len(flat)), flat.dtype)
-    many = jax.jit(lambda x: jax.lax.map(draw, x, batch_size=min(_BATCH, num_samples)))
+    many = jax.jit(lambda x: in_groups(draw, x, min(_BATCH, num_samples)))
     arrays = lambda tree: {name: np.asarray(x) for name, x in tree.items()}
     return Laplace(
         arrays(constrained(call, unravel(flat))),

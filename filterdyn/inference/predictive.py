@@ -11,6 +11,7 @@ from numpyro import handlers
 from numpyro.infer import MCMC
 
 from filterdyn._checks import check_count, check_key
+from filterdyn._groups import in_groups
 from filterdyn.inference.draws import (
     AnySeries,
     dotted,
@@ -109,7 +110,7 @@ def posterior_predictive(
         }
 
     keys = jax.random.split(key, chains * draws)
-    run = jax.jit(lambda given: jax.lax.map(one, given, batch_size=min(batch_size, len(keys))))
+    run = jax.jit(lambda given: in_groups(one, given, min(batch_size, len(keys))))
     found = run((flat, keys))
     layout = Layout(owner, distribution, y, site, observation_names)
     groups = {}
@@ -169,7 +170,7 @@ def prior_predictive(
         return drawn, replicate(owner, found, value, key_series)[""]
 
     keys = jax.random.split(key, num_samples)
-    run = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=min(batch_size, num_samples)))
+    run = jax.jit(lambda keys: in_groups(one, keys, min(batch_size, num_samples)))
     prior, series = run(keys)
     layout = Layout(owner, distribution, y, site, observation_names)
     clock = distribution.series.times

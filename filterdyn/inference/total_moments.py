@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.infer import MCMC
 
 from filterdyn._checks import check_count
+from filterdyn._groups import in_groups
 from filterdyn.filters import filter as run_filter
 from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.forecasting import forecast
@@ -132,7 +133,7 @@ def predictive_moments(
         return [(ahead.state_mean, ahead.state_cov), seen], ahead.status
 
     count = len(next(iter(flat.values())))
-    run = jax.jit(lambda draws: jax.lax.map(one, draws, batch_size=min(batch_size, count)))
+    run = jax.jit(lambda draws: in_groups(one, draws, min(batch_size, count)))
     moments, status = run(flat)
     fine = np.asarray(status) == Status.OK
     if not fine.any():

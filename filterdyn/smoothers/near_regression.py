@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
+from filterdyn._groups import in_groups
 from filterdyn.ensembles import GaspariCohn
-from filterdyn.ensembles.groups import in_groups
 from filterdyn.ensembles.inverse_root import product
 
 #: States are taken in groups, so that the matrices of a group take at most this many numbers.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import filterdyn as fd
-from filterdyn.ensembles.groups import in_groups
+from filterdyn._groups import in_groups
 from filterdyn.ensembles.inflation import relaxed
 from filterdyn.ensembles.inverse_root import inverse_root
 from filterdyn.ensembles.localization import taper
