@@ -104,9 +104,6 @@ def learners(problem: Problem) -> dict[str, Learner]:
     kalman = fd.KalmanFilter(square_root=False)
     found = {
         "NestedParticleFilter(200, KalmanFilter)": Learner(fd.NestedParticleFilter(200, kalman)),
-        "ParticleLearning(300), forgetting": Learner(
-            fd.ParticleLearning(300, problem.statistics), "forgetting", right=False
-        ),
         "AugmentedFilter(ParticleFilter(500))": Learner(fd.AugmentedFilter(fd.ParticleFilter(500))),
         "RecursiveMaximumLikelihood(KalmanFilter)": Learner(fd.RecursiveMaximumLikelihood(kalman)),
     }

@@ -28,12 +28,14 @@ class LearningParticles(eqx.Module):
     estimate_cov: Float[Array, "*T k k"]
     prior_cov: Float[Array, "*T k k"]
     space: ParameterSpace
+    #: Is the covariance that of a posterior? Of parameters that are forgotten it is not.
+    claims: bool = eqx.field(static=True)
 
     @property
     def parameters(self) -> ParameterEstimate:
-        return ParameterEstimate(
-            self.space, self.estimate, self.estimate_cov, unmeasured_cov=self.prior_cov
-        )
+        cov = self.estimate_cov if self.claims else None
+        unmeasured = self.prior_cov if self.claims else None
+        return ParameterEstimate(self.space, self.estimate, cov, unmeasured_cov=unmeasured)
 
     @property
     def size(self) -> int:

@@ -62,7 +62,9 @@ class ParticleLearning(AbstractSamplingFilter):
     Parameters stand still, or are forgotten (`evolution=fd.Forgetting(factor)`): in every row that moves,
     statistics return towards the prior by `1 - factor`. To a random walk of standard deviation s a row
     corresponds, in the steady state, (1 - factor)^2 / factor = s^2 i, with i the information of a row about
-    the parameter given the path. `initial` must not depend on the parameters.
+    the parameter given the path. With forgetting `.parameters` has the estimate only: as intervals of a
+    parameter that wanders its covariance is too small (90 % ones cover in 77 to 84 %). `initial` must not
+    depend on the parameters.
     """
 
     size: int = eqx.field(static=True)
@@ -255,11 +257,17 @@ class ParticleLearning(AbstractSamplingFilter):
         found = tuple(one.prior(model) for one in self.statistics)
         return jax.tree.map(lambda x: jnp.asarray(x, dtype), found)
 
+    def _forgetting(self, model: StateSpaceModel) -> Forgetting | None:
+        """How parameters are forgotten, if they are."""
+        assert isinstance(model, ParametricModel)
+        found = model.evolution
+        return found if isinstance(found, Forgetting) and found.factor < 1.0 else None
+
     def _forgotten(
         self, model: ParametricModel, statistics: tuple[Any, ...], interval: Interval
     ) -> tuple[Any, ...]:
-        evolution = model.evolution
-        if not isinstance(evolution, Forgetting) or evolution.factor == 1.0:
+        evolution = self._forgetting(model)
+        if evolution is None:
             return statistics
         dtype = jax.tree.leaves(statistics)[0].dtype
         less = forgotten(statistics, self._prior(model, dtype), evolution.factor)
@@ -436,4 +444,5 @@ class ParticleLearning(AbstractSamplingFilter):
             cov,
             model.prior_cov.astype(dtype),
             model.space,
+            self._forgetting(model) is None,
         )

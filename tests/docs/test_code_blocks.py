@@ -39,6 +39,7 @@ LONG = {
     "filters",
     "numerics",
     "failures",
+    "learning",
     "ensembles",
 }
 BY_COST = [pytest.param(p, marks=pytest.mark.slow if p.stem in LONG else ()) for p in PAGES]

@@ -211,7 +211,7 @@ def test_a_stream_tells_what_the_batch_tells_and_goes_on_from_a_file(tmp_path):
 
 
 def test_a_result_without_a_watch_has_no_alarms():
-    ys = record(0, rows=5)
+    ys = record(0)[:5]
     result = fd.filter(KNOWN, fd.Series(TIMES[:5], ys, FORCE[:5]), fd.KalmanFilter())
     with pytest.raises(ValueError, match="does not look for changes"):
         _ = result.alarms

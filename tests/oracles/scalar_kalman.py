@@ -31,7 +31,5 @@ def posterior(log_prior, log_likelihood, *parameters):
     evidence = top + np.log(weights.sum())
     weights /= weights.sum()
     means = [(weights * p).sum() for p in parameters]
-    sds = [
-        np.sqrt((weights * (p - m) ** 2).sum()) for p, m in zip(parameters, means, strict=True)
-    ]
+    sds = [np.sqrt((weights * (p - m) ** 2).sum()) for p, m in zip(parameters, means, strict=True)]
     return evidence, np.array(means), np.array(sds)
