@@ -193,8 +193,9 @@ def test_universal_lotka_volterra_finds_the_two_terms_and_no_others(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["drifting_oscillator", "epidemic"])
-def test_parameters_that_move_are_followed(name, tmp_path):
+@pytest.mark.parametrize("name", ["drifting_oscillator", "epidemic", "emps_friction_change"])
+def test_parameters_that_move_are_followed(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("FILTERDYN_DATA", raising=False)
     lines, _ = run(name, tmp_path, "--quick")
     assert lines[-1].startswith("OK: ")
     assert (tmp_path / f"{name}.png").stat().st_size > LEAST_BYTES
