@@ -103,6 +103,7 @@ LEARNERS = {
     "nested": (WALK, fd.NestedParticleFilter(20, fd.KalmanFilter())),
     "statistics of particles": (CONJUGATE, fd.ParticleLearning(30, STATISTICS)),
     "variational": (WALK, fd.OnlineVariationalFilter()),
+    "watched": (WALK, fd.WatchedFilter(fd.AugmentedFilter(fd.ExtendedKalmanFilter()))),
 }
 
 
@@ -115,18 +116,20 @@ def rows():
     return ys
 
 
-#: One with every change; the others compile as much again, each.
+#: One with every change; the others compile as much again, each, and those that are like another one are
+#: run by `make test-long`.
 QUICK = {"extended"}
-#: Those that take a minute of compilation.
-LONG = {"dual", "weights"}
-
-
-def marked(name):
-    marks = [] if name in QUICK else [pytest.mark.slow]
-    return pytest.param(name, marks=[*marks, pytest.mark.long] if name in LONG else marks)
-
-
-ALL = [marked(name) for name in LEARNERS]
+ALIKE = {"unscented", "extended, covariance form", "prediction errors", "Liu and West", "watched"}
+ALL = [
+    pytest.param(
+        name,
+        marks=[
+            *([] if name in QUICK else [pytest.mark.slow]),
+            *([pytest.mark.long] * (name in ALIKE)),
+        ],
+    )
+    for name in LEARNERS
+]
 
 
 @pytest.fixture(scope="module", params=ALL)
