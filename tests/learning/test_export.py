@@ -45,7 +45,9 @@ def test_an_exported_filter_goes_on_learning_without_the_model(inner, tmp_path):
         for name in PRIOR:
             expected = getattr(step.parameters, kind)[name]
             np.testing.assert_allclose(getattr(other.parameters, kind)[name], expected, rtol=1e-6)
-            np.testing.assert_allclose(getattr(theirs.parameters, kind)[name], expected, rtol=1e-5)
+            # (The state of an ensemble has its draws; of a step only their moments are kept.)
+            expected = getattr(ours.parameters, kind)[name]
+            np.testing.assert_allclose(getattr(theirs.parameters, kind)[name], expected, rtol=1e-6)
     line = json.loads(json.dumps(_result(step)))
     assert line["parameters"].keys() == PRIOR.keys()
     np.testing.assert_allclose(
