@@ -26,6 +26,8 @@ FIGURES = {
         "driven_oscillator_forecast",
     },
 }
+#: What examples have said and left: pytest may ask for one again.
+FOUND = {}
 #: Empty axes of these sizes make smaller files.
 LEAST_BYTES = 15_000
 
@@ -71,8 +73,10 @@ def load(name):
 )
 def quick(request, tmp_path_factory):
     """Every example once, with short chains."""
-    output = tmp_path_factory.mktemp(request.param)
-    return request.param, output, *run(request.param, output, "--quick")
+    if request.param not in FOUND:
+        output = tmp_path_factory.mktemp(request.param)
+        FOUND[request.param] = (output, *run(request.param, output, "--quick"))
+    return request.param, *FOUND[request.param]
 
 
 def test_last_line_says_that_it_worked(quick):
@@ -93,6 +97,7 @@ def test_long_part_has_a_progress_bar(quick):
     assert "sample: 100%" in progress
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_lynx_hare_in_full_follows_every_year_and_agrees_with_the_published_rates(tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -193,7 +198,14 @@ def test_universal_lotka_volterra_finds_the_two_terms_and_no_others(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["drifting_oscillator", "epidemic", "emps_friction_change"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "drifting_oscillator",
+        "epidemic",
+        pytest.param("emps_friction_change", marks=pytest.mark.long),
+    ],
+)
 def test_parameters_that_move_are_followed(name, tmp_path, monkeypatch):
     monkeypatch.delenv("FILTERDYN_DATA", raising=False)
     lines, _ = run(name, tmp_path, "--quick")

@@ -228,6 +228,7 @@ def test_nuts_with_a_kalman_filter_is_calibrated():
     assert min(found.efficiency.values()) > 0.7
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_wrong_noise_in_the_likelihood_is_found():
     """Data with 1.5 times the noise that the likelihood is told."""

@@ -179,6 +179,7 @@ def test_nuts_samples_the_dense_posterior(sampled):
     np.testing.assert_allclose(draws.std(0), sd, rtol=0.12)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_more_series_and_other_data_are_not_traced_again(sampled):
     """How often the field is looked at in Python does not depend on how many series there are, and a second

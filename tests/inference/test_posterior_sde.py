@@ -229,6 +229,7 @@ def test_a_failed_path_is_a_status_of_its_series_and_harms_no_gradient():
     assert np.isfinite(gradient)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_svi_finds_path_and_parameter_together():
     """The rate unknown, 24 series: its posterior is that of the exact likelihood within a standard

@@ -110,6 +110,7 @@ def test_unusable_models_are_refused_by_name():
         run(short, TIMES, key=jr.key(0))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_few_particles_are_doubled_and_the_evidence_stays_right(known):
     """With 2 particles moves are hardly accepted. What is then corrected is the likelihood's noise."""
@@ -149,6 +150,7 @@ def test_the_nile_has_the_evidence_of_quadrature():
         assert abs(float(found.means[name][-1]) - summary["mean"]) < 0.15 * summary["sd"], name
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_swarm_of_which_one_survives_moves_on():
     """A prior a hundred times as wide as the first row allows, of two parameters: hardly any of 64 draws is

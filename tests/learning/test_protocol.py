@@ -119,7 +119,15 @@ def rows():
 #: One with every change; the others compile as much again, each, and those that are like another one are
 #: run by `make test-long`.
 QUICK = {"extended"}
-ALIKE = {"unscented", "extended, covariance form", "prediction errors", "Liu and West", "watched"}
+ALIKE = {
+    "unscented",
+    "extended, covariance form",
+    "dual",
+    "prediction errors",
+    "Liu and West",
+    "statistics of particles",
+    "watched",
+}
 ALL = [
     pytest.param(
         name,
