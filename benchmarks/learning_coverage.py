@@ -116,8 +116,8 @@ def learners(problem: Problem) -> dict[str, Learner]:
             "AugmentedFilter(UnscentedKalmanFilter)": Learner(
                 fd.AugmentedFilter(fd.UnscentedKalmanFilter())
             ),
-            "AugmentedFilter(EnsembleKalmanFilter(100))": Learner(
-                fd.AugmentedFilter(fd.EnsembleKalmanFilter(100))
+            "AugmentedFilter(EnsembleKalmanFilter(500))": Learner(
+                fd.AugmentedFilter(fd.EnsembleKalmanFilter(500))
             ),
         }
     return found

