@@ -255,6 +255,7 @@ def test_faults_are_named_in_continuous_time_with_irregular_and_missing_rows():
         assert kinds(oscillator(), seed=seed) == ()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_faults_of_a_nonlinear_model_are_named_by_the_extended_filter():
     times = np.arange(T) * 0.05

@@ -172,6 +172,7 @@ def test_arguments_of_another_kind_are_errors():
         one_step_elpd({})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_nuts_fits_of_every_row_agree_with_quadrature_and_with_reweighting():
     """2,000 draws of one parameter: a density is known to about 0.01."""

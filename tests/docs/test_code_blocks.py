@@ -42,7 +42,10 @@ LONG = {
     "learning",
     "ensembles",
 }
-BY_COST = [pytest.param(p, marks=pytest.mark.slow if p.stem in LONG else ()) for p in PAGES]
+#: Of those, the ones that take a minute or more, run by `make test-long`.
+LONGEST = {"path_inference", "checking", "hierarchical", "sparse_terms", "parallel"}
+MARKS = {True: [pytest.mark.slow, pytest.mark.long], False: [pytest.mark.slow]}
+BY_COST = [pytest.param(p, marks=MARKS[p.stem in LONGEST] if p.stem in LONG else []) for p in PAGES]
 
 _BLOCK = re.compile(
     r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```\n"

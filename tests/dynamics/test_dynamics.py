@@ -106,6 +106,7 @@ def test_every_way_to_step_meets_the_exact_linear_answer_and_its_gradient(kind, 
     np.testing.assert_allclose(gradient, exact[kind][1], rtol=10 * tolerance, atol=tolerance)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_adaptive_solve_has_a_hessian():
     def numerical(theta):

@@ -231,6 +231,7 @@ def test_a_solver_out_of_steps_fails_its_own_series():
         np.testing.assert_allclose(means[k], mean, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_solver_out_of_steps_leaves_the_shared_gradient_to_the_others():
     def total(scale, stiffness):

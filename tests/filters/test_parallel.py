@@ -229,7 +229,7 @@ def test_an_exact_sensor_without_noise_in_between_has_no_element_and_is_refused(
 PRECISIONS = {name: [p for n, p in hard.PROBLEMS if n == name] for name, _ in hard.PROBLEMS}
 IN_TURN = [(name, found[k % len(found)]) for k, (name, found) in enumerate(PRECISIONS.items())]
 #: All of them take ten minutes.
-EVERY = 4
+EVERY = 8
 
 
 @pytest.mark.slow
