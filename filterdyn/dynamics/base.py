@@ -22,6 +22,11 @@ class Interval(NamedTuple):
     row: Int[Array, ""] | None = None
     table: Any = None
 
+    def for_others(self) -> "Interval":
+        """The same interval, without what was computed for the dynamics at one set of parameters (a number
+        of steps serves them all)."""
+        return self if isinstance(self.table, int) else self._replace(table=None)
+
 
 class Plan(eqx.Module):
     """What is found out about a series before it is filtered, on the host: by the dynamics about its

@@ -111,8 +111,7 @@ class AugmentedGaussianFilter(AbstractFilter):
         assert isinstance(model, ParametricModel)
         memory: JointMemory = belief.memory
         found = self.filter.predict(augmented(model), memory.joint, interval)
-        without = model.evolve(memory.unmeasured_cov, interval.gap)
-        unmeasured = without.slope**2 * memory.unmeasured_cov + without.noise
+        unmeasured = model.evolved_cov(memory.unmeasured_cov, interval.gap)
         dx = model.dx
         move = Affine(
             found.move.value[:dx],
@@ -286,6 +285,5 @@ class AugmentedSamplingFilter(AbstractSamplingFilter):
     def _like(
         self, model: ParametricModel, before: JointDraws, joint: Any, interval: Interval
     ) -> JointDraws:
-        without = model.evolve(before.unmeasured_cov, interval.gap)
-        unmeasured = without.slope**2 * before.unmeasured_cov + without.noise
+        unmeasured = model.evolved_cov(before.unmeasured_cov, interval.gap)
         return JointDraws(joint, unmeasured, model.space)

@@ -172,7 +172,7 @@ class LowRankWeightFilter(AbstractFilter):
     def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
         memory: WeightMemory = belief.memory
         start = Gaussian(belief.mean, spread=memory.known)
-        within = interval if isinstance(interval.table, int) else interval._replace(table=None)
+        within = interval.for_others()
 
         def moved(location: Array) -> tuple[Array, Prediction]:
             found = self.filter.predict(memory.space.model(model, location), start, within)

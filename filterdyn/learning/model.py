@@ -97,7 +97,7 @@ class ParametricModel(StateSpaceModel):
     def within(self, interval: Interval) -> Interval:
         """The same interval for the model at any parameters: without what was computed for those at the
         centre of the prior."""
-        return interval if isinstance(interval.table, int) else interval._replace(table=None)
+        return interval.for_others()
 
     def evolve(self, cov: Float[Array, "k k"], gap: Float[Array, ""]) -> Evolved:
         """How parameters known with covariance `cov` move over a gap (not at all over a gap of 0)."""
@@ -110,6 +110,11 @@ class ParametricModel(StateSpaceModel):
             jnp.where(moves, found.slope, 1.0).astype(cov.dtype),
             jnp.where(moves, found.noise, 0.0).astype(cov.dtype),
         )
+
+    def evolved_cov(self, cov: Float[Array, "k k"], gap: Float[Array, ""]) -> Float[Array, "k k"]:
+        """The covariance after a gap over which nothing was measured."""
+        found = self.evolve(cov, gap)
+        return found.slope**2 * cov + found.noise
 
     def sample_prior(self, key: Array, size: int) -> Float[Array, "size k"]:
         """Draws from the prior itself, as points of the space without limits."""

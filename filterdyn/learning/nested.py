@@ -314,12 +314,11 @@ class NestedParticleFilter(AbstractSamplingFilter):
         evolved = model.evolve(cov, interval.gap)
         noise = jax.random.normal(key, thetas.shape, thetas.dtype) @ factor_of(evolved.noise).T
         moved = mean + evolved.slope * (thetas - mean) + noise
-        without = model.evolve(belief.unmeasured_cov, interval.gap)
         return NestedBelief(
             jnp.where(interval.gap > 0, moved, thetas),
             belief.log_weights,
             belief.inner,
-            without.slope**2 * belief.unmeasured_cov + without.noise,
+            model.evolved_cov(belief.unmeasured_cov, interval.gap),
             belief.space,
         )
 

@@ -1,7 +1,8 @@
 """A filter that follows the state at the parameters it believes, and learns these row by row."""
 
+import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -112,8 +113,7 @@ def predict(
         filter, model, before.theta, _plain(belief), before.slopes, interval
     )
     spread = evolved(model, before.spread, interval.gap)
-    without = model.evolve(before.unmeasured_cov, interval.gap)
-    unmeasured = without.slope**2 * before.unmeasured_cov + without.noise
+    unmeasured = model.evolved_cov(before.unmeasured_cov, interval.gap)
     learnt = Learnt(
         before.theta, before.lost, spread, slopes, unmeasured, before.space, before.claims
     )
@@ -158,6 +158,40 @@ def predict_observation(
     assert isinstance(model, ParametricModel)
     at = model.at(belief.memory.theta)
     return filter.predict_observation(at, _plain(belief), t, u)
+
+
+class AbstractRecursiveFilter(AbstractFilter):
+    """A Gaussian filter of the state, and a rule by which each row teaches the parameters."""
+
+    filter: eqx.AbstractVar[AbstractFilter]
+    forgetting: eqx.AbstractVar[float]
+
+    learns: ClassVar[bool] = True
+    #: Does the state's mean move with the parameters?
+    moves_state: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def _teach(self, spread: PSD, lesson: Lesson) -> Taught:
+        """What a lesson makes of the inverse of the information."""
+
+    def check(self, model: StateSpaceModel) -> None:
+        check_learnable(type(self).__name__, self.filter, model)
+
+    def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
+        return init(self.filter, model, dtype, self.forgetting == 1)
+
+    def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
+        return predict(self.filter, model, belief, interval)
+
+    def update(
+        self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
+    ) -> Update:
+        return update(self.filter, model, belief, t, u, y, self._teach, self.moves_state)[0]
+
+    def predict_observation(
+        self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any
+    ) -> PredictedObservation:
+        return predict_observation(self.filter, model, belief, t, u)
 
 
 def predicted_slopes(

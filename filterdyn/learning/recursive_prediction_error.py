@@ -1,26 +1,19 @@
 """The recursive prediction error method."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from filterdyn.beliefs import Gaussian
-from filterdyn.dynamics import Interval
-from filterdyn.filters.base import AbstractFilter, Prediction, Update
-from filterdyn.filters.predicted import PredictedObservation
-from filterdyn.learning import recursive
+from filterdyn.filters.base import AbstractFilter
 from filterdyn.learning.information import check_forgetting, forgotten, informed
-from filterdyn.learning.recursive import Taught, check_inner, check_learnable, within_reach
+from filterdyn.learning.recursive import AbstractRecursiveFilter, Taught, check_inner, within_reach
 from filterdyn.learning.tangent import Lesson
 from filterdyn.linalg import PSD, mv
-from filterdyn.model import StateSpaceModel
 
 _NAME = "RecursivePredictionError"
 
 
-class RecursivePredictionError(AbstractFilter):
+class RecursivePredictionError(AbstractRecursiveFilter):
     """The recursive prediction error method (Ljung, Söderström 1983, chapter 3; Ljung 1979): a Gaussian
     filter follows the state at the parameters it believes, and each row moves these by a Gauss-Newton step
     that makes its prediction errors small.
@@ -52,7 +45,7 @@ class RecursivePredictionError(AbstractFilter):
     forgetting: float = eqx.field(static=True)
     directional: bool = eqx.field(static=True)
 
-    learns: ClassVar[bool] = True
+    moves_state: ClassVar[bool] = True
 
     def __init__(
         self, filter: AbstractFilter, *, forgetting: float = 1.0, directional: bool = False
@@ -71,25 +64,6 @@ class RecursivePredictionError(AbstractFilter):
         """
         self.filter = check_inner(_NAME, filter)
         self.forgetting, self.directional = check_forgetting(_NAME, forgetting, directional)
-
-    def check(self, model: StateSpaceModel) -> None:
-        check_learnable(_NAME, self.filter, model)
-
-    def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
-        return recursive.init(self.filter, model, dtype, self.forgetting == 1)
-
-    def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
-        return recursive.predict(self.filter, model, belief, interval)
-
-    def update(
-        self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
-    ) -> Update:
-        return recursive.update(self.filter, model, belief, t, u, y, self._teach, True)[0]
-
-    def predict_observation(
-        self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any
-    ) -> PredictedObservation:
-        return recursive.predict_observation(self.filter, model, belief, t, u)
 
     def _teach(self, spread: PSD, lesson: Lesson) -> Taught:
         before = forgotten(spread, lesson.slopes, self.forgetting, self.directional)
