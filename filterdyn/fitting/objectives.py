@@ -32,10 +32,25 @@ class Setting(NamedTuple):
     truncation: int | None
 
 
-Objective = Callable[
-    [StateSpaceModel, Part, Plan, AnyFilter, Array | None, Setting],
-    Score,
-]
+class Run(NamedTuple):
+    """A model, the part of a record that it is scored on, and what it is gone through with."""
+
+    model: StateSpaceModel
+    part: Part
+    plan: Plan
+    filter: AnyFilter
+    key: Array | None
+    setting: Setting
+
+    def follow(self, keep: Callable[[Any], Any]) -> tuple[Float[Array, ""], Any]:
+        """The log-likelihood, and what is kept of every row."""
+        truncation = self.setting.truncation
+        return follow(
+            self.model, self.part.rows, self.plan, self.filter, self.key, truncation, keep
+        )
+
+
+Objective = Callable[[Run], Score]
 
 
 def _squares(errors: Float[Array, "T n"], burn_in: int, fine: Any) -> Score:
@@ -46,40 +61,29 @@ def _squares(errors: Float[Array, "T n"], burn_in: int, fine: Any) -> Score:
     return Score(jnp.where(fine, total, jnp.inf), jnp.sum(~missing).astype(errors.dtype))
 
 
-def _likelihood(
-    model: StateSpaceModel,
-    part: Part,
-    plan: Plan,
-    filter: AnyFilter,
-    key: Array | None,
-    setting: Setting,
-) -> Score:
+def _likelihood(run: Run) -> Score:
     """-log p(y after the burn-in | the burn-in)."""
-    keep = (lambda r: r.log_likelihood) if setting.burn_in else (lambda r: None)
-    found = follow(model, part.rows, plan, filter, key, setting.truncation, keep)
-    total = found[1][setting.burn_in :].sum() if setting.burn_in else found[0]
-    count = jnp.sum(~jnp.isnan(part.rows.observation[setting.burn_in :]))
+    burn_in = run.setting.burn_in
+    keep = (lambda r: r.log_likelihood) if burn_in else (lambda r: None)
+    found = run.follow(keep)
+    total = found[1][burn_in:].sum() if burn_in else found[0]
+    count = jnp.sum(~jnp.isnan(run.part.rows.observation[burn_in:]))
     return Score(-total, count.astype(total.dtype))
 
 
-def _prediction(
-    model: StateSpaceModel,
-    part: Part,
-    plan: Plan,
-    filter: AnyFilter,
-    key: Array | None,
-    setting: Setting,
-) -> Score:
+def _prediction(run: Run) -> Score:
     """Squared errors of predictions one or more rows ahead."""
-    y = part.rows.observation
-    if setting.ahead > 1:
-        mean, _, statuses = predict_rows(model, part.rows, plan, filter, key, setting.ahead)
+    y, (burn_in, ahead, _) = run.part.rows.observation, run.setting
+    if ahead > 1:
+        mean, _, statuses = predict_rows(
+            run.model, run.part.rows, run.plan, run.filter, run.key, ahead
+        )
         errors = jnp.where(jnp.isnan(y), jnp.nan, y - mean)
-        return _squares(errors, max(setting.burn_in, setting.ahead), (statuses == 0).all())
+        return _squares(errors, max(burn_in, ahead), (statuses == 0).all())
     keep = lambda r: (r.innovation, r.status)
-    found = follow(model, part.rows, plan, filter, key, setting.truncation, keep)[1]
+    found = run.follow(keep)[1]
     errors = jnp.where(jnp.isnan(y), jnp.nan, found[0])
-    return _squares(errors, setting.burn_in, (found[1] == 0).all())
+    return _squares(errors, burn_in, (found[1] == 0).all())
 
 
 def observed_mean(
@@ -91,51 +95,32 @@ def observed_mean(
     return jax.vmap(show, in_axes)(rows.time, states, rows.input)
 
 
-def _simulation(
-    model: StateSpaceModel,
-    part: Part,
-    plan: Plan,
-    filter: AnyFilter,
-    key: Array | None,
-    setting: Setting,
-) -> Score:
+def _simulation(run: Run) -> Score:
     """Squared errors of a run that sees the measurements of the burn-in only."""
-    rows, y = part.rows, part.rows.observation
-    mean, fine = free_path(model, rows, plan, filter, key, setting.burn_in, setting.truncation)
+    model, rows, y = run.model, run.part.rows, run.part.rows.observation
+    burn_in, _, truncation = run.setting
+    mean, fine = free_path(model, rows, run.plan, run.filter, run.key, burn_in, truncation)
     errors = jnp.where(jnp.isnan(y), jnp.nan, y - observed_mean(model, rows, mean))
-    return _squares(errors, setting.burn_in, fine)
+    return _squares(errors, burn_in, fine)
 
 
-def _states(
-    model: StateSpaceModel,
-    part: Part,
-    plan: Plan,
-    filter: AnyFilter,
-    key: Array | None,
-    setting: Setting,
-) -> Score:
+def _states(run: Run) -> Score:
     """Squared errors of the filtered mean, where the state is known."""
-    assert part.states is not None
-    keep = lambda r: (r.filtered.mean, r.status)
-    mean, statuses = follow(model, part.rows, plan, filter, key, setting.truncation, keep)[1]
-    errors = jnp.where(jnp.isnan(part.states), jnp.nan, part.states - mean)
-    return _squares(errors, setting.burn_in, (statuses == 0).all())
+    states = run.part.states
+    assert states is not None
+    mean, statuses = run.follow(lambda r: (r.filtered.mean, r.status))[1]
+    errors = jnp.where(jnp.isnan(states), jnp.nan, states - mean)
+    return _squares(errors, run.setting.burn_in, (statuses == 0).all())
 
 
-def _state_likelihood(
-    model: StateSpaceModel,
-    part: Part,
-    plan: Plan,
-    filter: AnyFilter,
-    key: Array | None,
-    setting: Setting,
-) -> Score:
+def _state_likelihood(run: Run) -> Score:
     """-log density of the states under the filtered beliefs, in the rows where all of them are known."""
-    assert part.states is not None
-    keep = lambda r: (r.filtered.mean, r.filtered.spread, r.status)
-    found = follow(model, part.rows, plan, filter, key, setting.truncation, keep)[1]
-    errors = part.states - found[0]
-    known = ~jnp.isnan(part.states).any(-1) & (jnp.arange(len(errors)) >= setting.burn_in)
+    states = run.part.states
+    assert states is not None
+    found = run.follow(lambda r: (r.filtered.mean, r.filtered.spread, r.status))[1]
+    errors = states - found[0]
+    late = jnp.arange(len(errors)) >= run.setting.burn_in
+    known = ~jnp.isnan(states).any(-1) & late
     terms = jax.vmap(log_density_of)(jnp.where(known[:, None], errors, 0.0), found[1])
     total = -jnp.sum(jnp.where(known, terms, 0.0))
     fine = (found[2] == 0).all()
@@ -165,12 +150,12 @@ def over_all(
     if count == 1:
         one = jax.tree.map(lambda x: x[0], parts)
         draw = None if key is None else jax.random.fold_in(key, 0)
-        return objective(model, one, plan, filter, draw, setting)
+        return objective(Run(model, one, plan, filter, draw, setting))
     # (What has been made shorter, or was drawn, may miss anything.)
     plan = Plan(plan.rows, plan.gaps, plan.most)
     draws = None
     if key is not None:
         draws = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
-    each = lambda part, draw: objective(model, part, plan, filter, draw, setting)
+    each = lambda part, draw: objective(Run(model, part, plan, filter, draw, setting))
     found = jax.vmap(each, (0, None if draws is None else 0))(parts, draws)
     return Score(found.total.sum(), found.number.sum())

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import filterdyn as fd
-from filterdyn.fitting.objectives import OBJECTIVES, Setting, over_all
+from filterdyn.fitting.objectives import OBJECTIVES, Run, Setting, over_all
 from filterdyn.fitting.records import lay_out, stacked, windows_of
 
 pytestmark = pytest.mark.skipif(not jax.config.jax_enable_x64, reason="compared in float64")
@@ -103,9 +103,8 @@ def test_a_window_is_the_slice_of_a_series():
     assert len(windows.starts) == 29 + 14
     for start, series, first in ((7, LONG, 7), (42, SHORT, 2)):
         assert start in windows.starts
-        score = OBJECTIVES["likelihood"](
-            model, windows.at(jnp.int32(start), 12), plan, EKF, None, setting
-        )
+        window = windows.at(jnp.int32(start), 12)
+        score = OBJECTIVES["likelihood"](Run(model, window, plan, EKF, None, setting))
         one = fd.filter(model, series[first : first + 12], EKF)
         np.testing.assert_allclose(score.total, -one.log_likelihoods[4:].sum(), rtol=1e-10)
         assert score.number == (~np.isnan(series.observations[first + 4 : first + 12])).sum()
