@@ -127,6 +127,17 @@ def check_count(owner: str, name: str, value: Any) -> int:
     return int(value)
 
 
+def check_fraction(owner: str, name: str, value: Any) -> float:
+    """`value` as a float, which must be in [0, 1]."""
+    try:
+        fine = not isinstance(value, bool) and 0 <= float(value) <= 1
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise ValueError(f"{owner}: `{name}` is {value!r}; expected a number in [0, 1]")
+    return float(value)
+
+
 def check_key(owner: str, key: Any) -> None:
     """`key` must be one JAX random key, new style or old."""
     new = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)

@@ -2,6 +2,6 @@
 
 from filterdyn.beliefs.ensemble import Ensemble
 from filterdyn.beliefs.gaussian import Gaussian
-from filterdyn.beliefs.particles import Particles
+from filterdyn.beliefs.particles import AbstractParticles, Particles
 
-__all__ = ["Ensemble", "Gaussian", "Particles"]
+__all__ = ["AbstractParticles", "Ensemble", "Gaussian", "Particles"]

@@ -11,7 +11,51 @@ from jaxtyping import Array, Bool, Float
 from filterdyn._checks import check_shape, float_array
 
 
-class Particles(eqx.Module):
+class AbstractParticles(eqx.Module):
+    """N draws of the state with weights, and what they say of it."""
+
+    positions: eqx.AbstractVar[Float[Array, "*T N dx"]]
+    log_weights: eqx.AbstractVar[Float[Array, "*T N"]]
+
+    @property
+    def size(self) -> int:
+        """N, the number of particles."""
+        return self.positions.shape[-2]
+
+    @property
+    def weights(self) -> Float[Array, "*T N"]:
+        """Non-negative, of sum 1; NaN where all log-weights are -inf."""
+        return jax.nn.softmax(self.log_weights, axis=-1)
+
+    @property
+    def mean(self) -> Float[Array, "*T dx"]:
+        return (self.weights[..., None] * self.positions).sum(-2)
+
+    @property
+    def cov(self) -> Float[Array, "*T dx dx"]:
+        """The covariance of the weighted positions; formed when it is asked for."""
+        a = self.positions - self.mean[..., None, :]
+        w = self.weights[..., None] * a
+        return jnp.einsum("...ni,...nj->...ij", w, a, precision="highest")
+
+    @property
+    def variances(self) -> Float[Array, "*T dx"]:
+        """The diagonal of `cov`, without forming it."""
+        a = self.positions - self.mean[..., None, :]
+        return (self.weights[..., None] * a * a).sum(-2)
+
+    @property
+    def effective_sample_size(self) -> Float[Array, "*T"]:
+        """1 / sum_i w_i^2: N for equal weights, 1 if one particle has all the weight (Kong, Liu, Wong
+        1994)."""
+        return 1.0 / (self.weights**2).sum(-1)
+
+    def sample(self, key: Array) -> Float[Array, " dx"]:
+        """One draw (of a belief without a leading axis)."""
+        return self.positions[jax.random.categorical(key, self.log_weights)]
+
+
+class Particles(AbstractParticles):
     """N draws of the state with weights.
 
     `positions` is (N, dx); `log_weights` (N,) need not be normalised: `weights` are. In results both
@@ -50,39 +94,6 @@ class Particles(eqx.Module):
         self.memory = memory
 
     @property
-    def size(self) -> int:
-        """N, the number of particles."""
-        return self.positions.shape[-2]
-
-    @property
-    def weights(self) -> Float[Array, "*T N"]:
-        """Non-negative, of sum 1; NaN where all log-weights are -inf."""
-        return jax.nn.softmax(self.log_weights, axis=-1)
-
-    @property
-    def mean(self) -> Float[Array, "*T dx"]:
-        return (self.weights[..., None] * self.positions).sum(-2)
-
-    @property
-    def cov(self) -> Float[Array, "*T dx dx"]:
-        """The covariance of the weighted positions; formed when it is asked for."""
-        a = self.positions - self.mean[..., None, :]
-        w = self.weights[..., None] * a
-        return jnp.einsum("...ni,...nj->...ij", w, a, precision="highest")
-
-    @property
-    def variances(self) -> Float[Array, "*T dx"]:
-        """The diagonal of `cov`, without forming it."""
-        a = self.positions - self.mean[..., None, :]
-        return (self.weights[..., None] * a * a).sum(-2)
-
-    @property
-    def effective_sample_size(self) -> Float[Array, "*T"]:
-        """1 / sum_i w_i^2: N for equal weights, 1 if one particle has all the weight (Kong, Liu, Wong
-        1994)."""
-        return 1.0 / (self.weights**2).sum(-1)
-
-    @property
     def is_finite(self) -> Bool[Array, ""]:
         """Are all positions finite, no weight NaN and some weight positive?"""
         heaviest = jnp.isfinite(self.log_weights.max())
@@ -92,7 +103,3 @@ class Particles(eqx.Module):
         return Particles(
             self.positions.astype(dtype), self.log_weights.astype(dtype), memory=self.memory
         )
-
-    def sample(self, key: Array) -> Float[Array, " dx"]:
-        """One draw (of a belief without a leading axis)."""
-        return self.positions[jax.random.categorical(key, self.log_weights)]

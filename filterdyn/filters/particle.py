@@ -11,7 +11,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
 from filterdyn._callables import Held, hold_function
-from filterdyn._checks import check_count
+from filterdyn._checks import check_count, check_fraction
 from filterdyn.beliefs import Particles
 from filterdyn.dynamics import Interval
 from filterdyn.filters.base import AbstractFilter
@@ -130,19 +130,13 @@ class ParticleFilter(AbstractSamplingFilter):
                 f"{_NAME}: `resampling` is {resampling!r}; expected one such as fd.Systematic()"
             )
         self.resampling = resampling
-        if isinstance(ess_threshold, bool) or not 0 <= float(ess_threshold) <= 1:
-            raise ValueError(
-                f"{_NAME}: `ess_threshold` is {ess_threshold!r}; expected a number in [0, 1]"
-            )
-        self.ess_threshold = float(ess_threshold)
+        self.ess_threshold = check_fraction(_NAME, "ess_threshold", ess_threshold)
         self.proposal = as_proposal(_NAME, proposal)
         self.auxiliary = _as_auxiliary(auxiliary)
         self.gradient = _check_gradient(gradient, resampling)
-        if not 0 <= float(discount) <= 1:
-            raise ValueError(f"{_NAME}: `discount` is {discount!r}; expected a number in [0, 1]")
-        if discount != 1 and self.gradient != "score":
+        self.discount = check_fraction(_NAME, "discount", discount)
+        if self.discount != 1 and self.gradient != "score":
             raise ValueError(f"{_NAME}: `discount` belongs to gradient='score', not {gradient!r}")
-        self.discount = float(discount)
         if not isinstance(paths, AbstractPathMethod):
             raise TypeError(f"{_NAME}: `paths` is {paths!r}; expected one such as fd.FixedLag(20)")
         self.paths = paths

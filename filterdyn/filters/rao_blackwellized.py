@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
-from filterdyn._checks import check_count
+from filterdyn._checks import check_count, check_fraction
 from filterdyn.beliefs import Gaussian
 from filterdyn.dynamics import Interval
 from filterdyn.dynamics.conditionally_linear import ConditionallyLinear
@@ -30,7 +30,7 @@ from filterdyn.linalg.gate import gated, only_if
 from filterdyn.linearization import Taylor
 from filterdyn.model import StateSpaceModel
 from filterdyn.moments import conditional_moments
-from filterdyn.resampling import AbstractCopying, Systematic
+from filterdyn.resampling import AbstractCopying, Systematic, check_copying
 from filterdyn.resampling.score_function import stop_gradient_weights
 from filterdyn.status import Status
 
@@ -112,17 +112,8 @@ class RaoBlackwellizedParticleFilter(AbstractSamplingFilter):
         **Raises:** `ValueError` for numbers out of range, `TypeError` for a transport.
         """
         self.size = check_count(_NAME, "size", size)
-        if not isinstance(resampling, AbstractCopying):
-            raise TypeError(
-                f"{_NAME}: `resampling` is {resampling!r}; expected a scheme that copies, such as "
-                "fd.Systematic()"
-            )
-        self.resampling = resampling
-        if isinstance(ess_threshold, bool) or not 0 <= float(ess_threshold) <= 1:
-            raise ValueError(
-                f"{_NAME}: `ess_threshold` is {ess_threshold!r}; expected a number in [0, 1]"
-            )
-        self.ess_threshold = float(ess_threshold)
+        self.resampling = check_copying(_NAME, resampling)
+        self.ess_threshold = check_fraction(_NAME, "ess_threshold", ess_threshold)
         self.truncation = (
             None if truncation is None else check_count(_NAME, "truncation", truncation)
         )

@@ -10,12 +10,13 @@ import numpy as np
 from jax.scipy.linalg import block_diag
 from jaxtyping import Array, Bool, Float
 
+from filterdyn.beliefs import AbstractParticles
 from filterdyn.learning.lineages import Lineages
 from filterdyn.learning.parameters import ParameterEstimate, ParameterSpace
 from filterdyn.learning.statistics import AbstractStatistics
 
 
-class LearningParticles(eqx.Module):
+class LearningParticles(AbstractParticles):
     """Weighted draws of the state, each with the statistics of its path and what they say."""
 
     positions: Float[Array, "*T N dx"]
@@ -38,41 +39,10 @@ class LearningParticles(eqx.Module):
         return ParameterEstimate(self.space, self.estimate, cov, unmeasured_cov=unmeasured)
 
     @property
-    def size(self) -> int:
-        return self.positions.shape[-2]
-
-    @property
-    def weights(self) -> Float[Array, "*T N"]:
-        return jax.nn.softmax(self.log_weights, axis=-1)
-
-    @property
-    def mean(self) -> Float[Array, "*T dx"]:
-        return (self.weights[..., None] * self.positions).sum(-2)
-
-    @property
-    def cov(self) -> Float[Array, "*T dx dx"]:
-        a = self.positions - self.mean[..., None, :]
-        w = self.weights[..., None] * a
-        return jnp.einsum("...ni,...nj->...ij", w, a, precision="highest")
-
-    @property
-    def variances(self) -> Float[Array, "*T dx"]:
-        a = self.positions - self.mean[..., None, :]
-        return (self.weights[..., None] * a * a).sum(-2)
-
-    @property
-    def effective_sample_size(self) -> Float[Array, "*T"]:
-        return 1.0 / (self.weights**2).sum(-1)
-
-    @property
     def is_finite(self) -> Bool[Array, ""]:
         parts = (self.positions, self.statistics, self.estimate, self.estimate_cov)
         finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(parts)]).all()
         return finite & jnp.isfinite(self.log_weights.max())
-
-    def sample(self, key: Array) -> Float[Array, " dx"]:
-        """One draw (of a belief without a leading axis)."""
-        return self.positions[jax.random.categorical(key, self.log_weights)]
 
 
 def pooled(

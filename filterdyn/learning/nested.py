@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from filterdyn._checks import check_count
+from filterdyn._checks import check_count, check_fraction
 from filterdyn.dynamics import Interval
 from filterdyn.filters import sampling_scan, scan
 from filterdyn.filters.base import AbstractFilter
@@ -32,7 +32,7 @@ from filterdyn.learning.seen import innovation_of_filters, mixture_innovation
 from filterdyn.linalg import factor_of
 from filterdyn.linalg.gate import only_if
 from filterdyn.model import StateSpaceModel
-from filterdyn.resampling import AbstractCopying, Systematic
+from filterdyn.resampling import AbstractCopying, Systematic, check_copying
 from filterdyn.status import Status
 
 _NAME = "NestedParticleFilter"
@@ -150,17 +150,8 @@ class NestedParticleFilter(AbstractSamplingFilter):
         if jitter is not None and not isinstance(jitter, Jitter):
             raise TypeError(f"{_NAME}: `jitter` is {jitter!r}; expected fd.Jitter(...) or None")
         self.jitter = jitter
-        if not isinstance(resampling, AbstractCopying):
-            raise TypeError(
-                f"{_NAME}: `resampling` is {resampling!r}; expected a scheme that copies, such as "
-                "fd.Systematic()"
-            )
-        self.resampling = resampling
-        if isinstance(ess_threshold, bool) or not 0 <= float(ess_threshold) <= 1:
-            raise ValueError(
-                f"{_NAME}: `ess_threshold` is {ess_threshold!r}; expected a number in [0, 1]"
-            )
-        self.ess_threshold = float(ess_threshold)
+        self.resampling = check_copying(_NAME, resampling)
+        self.ess_threshold = check_fraction(_NAME, "ess_threshold", ess_threshold)
         self.truncation = None
 
     @property

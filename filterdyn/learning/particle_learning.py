@@ -9,16 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from filterdyn._checks import check_count
+from filterdyn._checks import check_count, check_fraction
 from filterdyn.dynamics import Interval
-from filterdyn.dynamics.gaussian import log_density_of
 from filterdyn.filters.base import AbstractFilter
-from filterdyn.filters.particle_weights import (
-    effective_sample_size,
-    measurement_log_weights,
-    normalize,
-)
-from filterdyn.filters.proposals import check_gaussian, look_ahead
+from filterdyn.filters.particle_weights import effective_sample_size, normalize
+from filterdyn.filters.proposals import check_gaussian
 from filterdyn.filters.sampling import (
     AbstractSamplingFilter,
     Measurement,
@@ -33,12 +28,16 @@ from filterdyn.learning.joint import augmented
 from filterdyn.learning.learning_particles import LearningParticles, pooled
 from filterdyn.learning.lineages import Lineages
 from filterdyn.learning.model import ParametricModel
+from filterdyn.learning.particle_moves import (
+    expected_likelihoods,
+    moved_particles,
+    seen_by_each,
+)
 from filterdyn.learning.seen import innovation_of_each, observation_moments_of_all
 from filterdyn.learning.statistics import AbstractStatistics, Passage, check_start, forgotten
-from filterdyn.linalg import sampling_factor
 from filterdyn.linalg.gate import only_if
 from filterdyn.model import StateSpaceModel
-from filterdyn.resampling import AbstractCopying, Systematic
+from filterdyn.resampling import AbstractCopying, Systematic, check_copying
 from filterdyn.status import Status
 
 _NAME = "ParticleLearning"
@@ -109,17 +108,8 @@ class ParticleLearning(AbstractSamplingFilter):
         if len(set(names)) < len(names) or not names:
             raise ValueError(f"{_NAME}: `statistics` name {names}; expected every parameter once")
         self.statistics = found
-        if not isinstance(resampling, AbstractCopying):
-            raise TypeError(
-                f"{_NAME}: `resampling` is {resampling!r}; expected a scheme that copies, such as "
-                "fd.Systematic()"
-            )
-        self.resampling = resampling
-        if isinstance(ess_threshold, bool) or not 0 <= float(ess_threshold) <= 1:
-            raise ValueError(
-                f"{_NAME}: `ess_threshold` is {ess_threshold!r}; expected a number in [0, 1]"
-            )
-        self.ess_threshold = float(ess_threshold)
+        self.resampling = check_copying(_NAME, resampling)
+        self.ess_threshold = check_fraction(_NAME, "ess_threshold", ess_threshold)
         if look_ahead is not None:
             if not isinstance(look_ahead, AbstractFilter):
                 raise TypeError(
@@ -176,7 +166,9 @@ class ParticleLearning(AbstractSamplingFilter):
         after = Measurement(interval.time + interval.gap, interval.input, nothing)
         statistics = self._forgotten(model, belief.statistics, interval)
         thetas = self._draw(model, statistics, of_draw)
-        x, _ = self._moved(model, thetas, belief.positions, interval, after, of_move)
+        x, _ = moved_particles(
+            self.look_ahead, model, thetas, belief.positions, interval, after, of_move
+        )
         statistics = self._learned(statistics, belief.positions, x, interval, after)
         lineages = belief.lineages.aged(interval.gap > 0)
         moved = self._belief(model, x, belief.log_weights, statistics, lineages, of_estimate)
@@ -219,17 +211,21 @@ class ParticleLearning(AbstractSamplingFilter):
             thetas = self._draw(model, statistics, of_draw)
         else:
             drawn = self._draw(model, statistics, of_draw)
-            expected = self._expected(model, drawn, belief.positions, interval, measurement)
+            expected = expected_likelihoods(
+                self.look_ahead, model, drawn, belief.positions, interval, measurement
+            )
             chosen, log_weights, resampled = self._resampled(
                 (*before, drawn), belief.log_weights, expected, interval, of_resampling
             )
             x_from, statistics, labels, thetas = chosen
-        x, log_ratio = self._moved(model, thetas, x_from, interval, measurement, of_move)
+        x, log_ratio = moved_particles(
+            self.look_ahead, model, thetas, x_from, interval, measurement, of_move
+        )
         # A particle that has left the real line stays where it was, with weight zero.
         finite = jnp.isfinite(x).all(1)
         x = jnp.where(finite[:, None], x, x_from)
         prior = jnp.where(finite, log_weights + log_ratio, -jnp.inf)
-        seen, status = self._seen(model, thetas, x, measurement)
+        seen, status = seen_by_each(model, thetas, x, measurement)
         new = normalize(prior + seen, log_weights)
         statistics = self._learned(statistics, x_from, x, interval, measurement)
         lineages = belief.lineages.followed(labels, interval.gap > 0)
@@ -320,76 +316,6 @@ class ParticleLearning(AbstractSamplingFilter):
             return before, log_weights, jnp.array(False)
         chosen, weights = only_if(needed, yes, (before, log_weights))
         return chosen, weights, needed
-
-    def _expected(
-        self,
-        model: ParametricModel,
-        thetas: Float[Array, "N k"],
-        x: Float[Array, "N dx"],
-        interval: Interval,
-        measurement: Measurement,
-    ) -> Float[Array, " N"]:
-        """log p(y | x, theta) of the next measurement as the Gaussian filter sees it."""
-        inside = model.within(interval)
-
-        def one(theta: Array, x: Array) -> Array:
-            assert self.look_ahead is not None
-            return look_ahead(self.look_ahead, model.at(theta), x, inside, measurement)[1]
-
-        found = jax.vmap(one)(thetas, x).astype(x.dtype)
-        seen = ~jnp.isnan(measurement.value).all() & (interval.gap > 0)
-        return jnp.where(seen & ~jnp.isnan(found), found, 0.0)
-
-    def _moved(
-        self,
-        model: ParametricModel,
-        thetas: Float[Array, "N k"],
-        x: Float[Array, "N dx"],
-        interval: Interval,
-        measurement: Measurement,
-        key: Array,
-    ) -> tuple[Float[Array, "N dx"], Float[Array, " N"]]:
-        """The next states, and log p(x' | x) - log q(x' | x, y) of where they were drawn from."""
-        inside = model.within(interval)
-        keys = jax.random.split(key, self.size)
-
-        def by_dynamics(key: Array, theta: Array, x: Array) -> tuple[Array, Array]:
-            moved = model.at(theta).dynamics.sample(key, x, inside)
-            return moved.astype(x.dtype), jnp.zeros((), x.dtype)
-
-        def by_filter(key: Array, theta: Array, x: Array) -> tuple[Array, Array]:
-            assert self.look_ahead is not None
-            here = model.at(theta)
-            belief, _, _ = look_ahead(self.look_ahead, here, x, inside, measurement)
-            noise = sampling_factor(belief.spread) @ jax.random.normal(key, x.shape, x.dtype)
-            moved = belief.mean + noise
-            guessed = log_density_of(noise, belief.spread)
-            density = here.dynamics.log_density(moved, x, inside)
-            return moved.astype(x.dtype), (density - guessed).astype(x.dtype)
-
-        one = by_dynamics if self.look_ahead is None else by_filter
-        moved, log_ratio = jax.vmap(one)(keys, thetas, x)
-        moves = interval.gap > 0
-        return jnp.where(moves, moved, x), jnp.where(moves, log_ratio, 0.0)
-
-    def _seen(
-        self,
-        model: ParametricModel,
-        thetas: Float[Array, "N k"],
-        x: Float[Array, "N dx"],
-        measurement: Measurement,
-    ) -> tuple[Float[Array, " N"], Int[Array, ""]]:
-        """log p(y | x_i, theta_i), and a status."""
-
-        def one(theta: Array, x: Array) -> tuple[Array, Array]:
-            seen, status = measurement_log_weights(model.at(theta), x[None], measurement)
-            return seen[0], status
-
-        seen, statuses = jax.vmap(one)(thetas, x)
-        impossible = statuses == Status.OBSERVATION_OUT_OF_SUPPORT
-        others = jnp.where(impossible, Status.OK, statuses).max()
-        status = jnp.where(impossible.all(), Status.OBSERVATION_OUT_OF_SUPPORT, others)
-        return seen.astype(x.dtype), status.astype(jnp.int32)
 
     def _learned(
         self,

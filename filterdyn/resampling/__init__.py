@@ -1,6 +1,11 @@
 """Resampling schemes, and the derivatives that resampled particles carry."""
 
-from filterdyn.resampling.base import AbstractCopying, AbstractResampling, AbstractTransport
+from filterdyn.resampling.base import (
+    AbstractCopying,
+    AbstractResampling,
+    AbstractTransport,
+    check_copying,
+)
 from filterdyn.resampling.gradients import COPIERS, GRADIENTS, Gradient
 from filterdyn.resampling.killing import Killing
 from filterdyn.resampling.multinomial import Multinomial
@@ -25,5 +30,6 @@ __all__ = [
     "SortedTransport",
     "Stratified",
     "Systematic",
+    "check_copying",
     "softened",
 ]

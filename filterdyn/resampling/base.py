@@ -30,6 +30,16 @@ class AbstractCopying(AbstractResampling):
         derivative passes."""
 
 
+def check_copying(owner: str, resampling: Any) -> AbstractCopying:
+    """**Raises:** `TypeError` for what does not copy."""
+    if not isinstance(resampling, AbstractCopying):
+        raise TypeError(
+            f"{owner}: `resampling` is {resampling!r}; expected a scheme that copies, such as "
+            "fd.Systematic()"
+        )
+    return resampling
+
+
 class AbstractTransport(AbstractResampling):
     """Resampling that moves: new particles are averages of the old ones, and differentiable."""
 
