@@ -1,24 +1,14 @@
 """The unscented Kalman filter: regression on 2 dx + 1 sigma points."""
 
-from typing import Any
-
 import equinox as eqx
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from filterdyn._checks import check_count
-from filterdyn.beliefs import Gaussian
-from filterdyn.dynamics import Interval
-from filterdyn.filters import gaussian
-from filterdyn.filters.base import AbstractFilter, Prediction, Update
-from filterdyn.filters.predicted import PredictedObservation
-from filterdyn.filters.spread import check_spread_rule
+from filterdyn.filters.points import AbstractPointFilter
 from filterdyn.linearization import Unscented
-from filterdyn.model import StateSpaceModel
 from filterdyn.outliers import AbstractOutlierRule, check_outliers
 
 
-class UnscentedKalmanFilter(AbstractFilter):
+class UnscentedKalmanFilter(AbstractPointFilter):
     """The unscented Kalman filter (Julier, Uhlmann 2004), in square-root form, for any dynamics and
     observation.
 
@@ -65,22 +55,3 @@ class UnscentedKalmanFilter(AbstractFilter):
         self.rule = Unscented(alpha, beta, kappa)
         self.iterations = check_count("UnscentedKalmanFilter", "iterations", iterations)
         self.outliers = check_outliers("UnscentedKalmanFilter", outliers)
-
-    def check(self, model: StateSpaceModel) -> None:
-        check_spread_rule("UnscentedKalmanFilter", model, self.rule)
-
-    def init(self, model: StateSpaceModel, dtype: jnp.dtype) -> Gaussian:
-        return model.start(dtype)
-
-    def predict(self, model: StateSpaceModel, belief: Gaussian, interval: Interval) -> Prediction:
-        return gaussian.predict(model, belief, interval, self.rule)
-
-    def update(
-        self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any, y: Float[Array, " dy"]
-    ) -> Update:
-        return gaussian.update(model, belief, t, u, y, self.rule, self.iterations, self.outliers)
-
-    def predict_observation(
-        self, model: StateSpaceModel, belief: Gaussian, t: Any, u: Any
-    ) -> PredictedObservation:
-        return gaussian.predict_observation(model, belief, t, u, self.rule)
