@@ -7,31 +7,28 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Array, Float
-from numpyro.distributions import constraints
 
 from filterdyn._checks import is_traced
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
 from filterdyn.filters import sampling_scan
 from filterdyn.filters.batches import have_one_pattern, run_many
-from filterdyn.filters.rows import Row, is_complete, rows_of
+from filterdyn.filters.rows import Row, is_complete
 from filterdyn.filters.running import run
 from filterdyn.filters.sampling import AbstractSamplingFilter
 from filterdyn.filters.sampling_verbs import require_key
 from filterdyn.filters.stepping import AnyFilter
 from filterdyn.filters.verbs import check_is_filter, check_is_model, check_model
 from filterdyn.inference.batch import check_batch, over_batch, series_value
-from filterdyn.inference.support import SeriesSupport, series_support
+from filterdyn.inference.series_distribution import SeriesDistribution
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import blank
-from filterdyn.simulation import simulate_model
 
 _NAME = "ObservedSeries"
 
 
-class ObservedSeries(dist.Distribution):
+class ObservedSeries(SeriesDistribution):
     """The distribution of the observations of a state-space model, event shape (T, dy).
 
     `log_prob` is the marginal likelihood that the filter computes, in which NaN marks a missing
@@ -48,9 +45,8 @@ class ObservedSeries(dist.Distribution):
     A series in which anything fails has log-density `-inf`, and its derivative is 0.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's own class attribute)
-    reparametrized_params: list[str] = []  # noqa: RUF012  (the same)
-    pytree_data_fields = ("model", "series", "filter", "key", "t0", "u0")
+    pytree_data_fields = ("filter", "key")
+    owner = _NAME
 
     def __init__(
         self,
@@ -112,22 +108,6 @@ class ObservedSeries(dist.Distribution):
             u = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[0], u)
         return int(eqx.filter_eval_shape(look, model, u).shape[-1])
 
-    @property
-    def support(self) -> SeriesSupport:
-        """What the observation distribution supports, entry by entry; NaN is missing."""
-        if self.model.batch_shape != ():
-            return SeriesSupport(constraints.real)
-        u = (
-            None
-            if self.series.inputs is None
-            else self.series.inputs.reshape(-1, self.series.inputs.shape[-1])[0]
-        )
-        return series_support(self.model, u)
-
-    def _rows(self, *others: Any) -> tuple[Row, Plan]:
-        dtype = self.model.dtype(*others)
-        return rows_of(_NAME, self.model, self.series, self.t0, self.u0, dtype)
-
     def _value(self, value: Any) -> Float[Array, "n *S T dy"]:
         return series_value(_NAME, value, self.batch_shape, self.event_shape)
 
@@ -163,14 +143,6 @@ class ObservedSeries(dist.Distribution):
     def log_likelihoods(self, value: Any) -> Float[Array, "*S T"]:
         """log p(y_t | y_1:t-1) in every row; their sum is `log_prob`."""
         return self._log_density(value, pointwise=True)
-
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Simulated observations, `sample_shape` of them, nothing missing."""
-        rows, plan = self._rows()
-        shape = (int(np.prod(sample_shape)), *self.batch_shape)
-        keys = jax.random.split(key, shape)
-        out = _compiled_sample(self.model, rows, plan, self.batch_shape, keys)
-        return out.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
 
 def _log_density(
@@ -214,15 +186,4 @@ def _log_density(
     return over_batch(one, model, rows, batch_shape, (values, keys))
 
 
-def _sample(
-    model: StateSpaceModel, rows: Row, plan: Plan, batch_shape: tuple[int, ...], keys: Array
-) -> Array:
-    def one(model: StateSpaceModel, rows: Row, key: Array) -> Array:
-        check_model(_NAME, model, rows, any_dy=True)
-        return simulate_model(model, rows, plan, key)[1]
-
-    return over_batch(one, model, rows, batch_shape, keys)
-
-
 _compiled_log_density = compiled("ObservedSeries.log_prob", _log_density)
-_compiled_sample = compiled("ObservedSeries.sample", _sample)

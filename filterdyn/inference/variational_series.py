@@ -6,28 +6,25 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Array
-from numpyro.distributions import constraints
 
 from filterdyn._checks import check_count
 from filterdyn._compile import compiled
 from filterdyn.dynamics import Plan
-from filterdyn.filters.rows import Row, rows_of
-from filterdyn.filters.verbs import check_is_model, check_model
-from filterdyn.inference.batch import check_batch, over_batch, series_value
+from filterdyn.filters.rows import Row
+from filterdyn.filters.verbs import check_is_model
+from filterdyn.inference.batch import check_batch, series_value
 from filterdyn.inference.path_bound import bound_terms, check_posterior, series_index
 from filterdyn.inference.path_posterior import AbstractPathPosterior
-from filterdyn.inference.support import SeriesSupport, series_support
+from filterdyn.inference.series_distribution import SeriesDistribution
 from filterdyn.model import StateSpaceModel
 from filterdyn.series import blank
-from filterdyn.simulation import simulate_model
 from filterdyn.status import Status
 
 _NAME = "VariationalSeries"
 
 
-class VariationalSeries(dist.Distribution):
+class VariationalSeries(SeriesDistribution):
     """`ObservedSeries` with a lower bound in place of the likelihood, event shape (T, dy).
 
     `log_prob` is E_q[log p(y | path)] - KL(q || p) for a `PosteriorSDE`, by paths drawn from it, or for a
@@ -45,10 +42,9 @@ class VariationalSeries(dist.Distribution):
     `ObservedSeries`. `sample` simulates the model; the posterior takes no part in it.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's own class attribute)
-    reparametrized_params: list[str] = []  # noqa: RUF012  (the same)
-    pytree_data_fields = ("model", "series", "posterior", "key", "index")
+    pytree_data_fields = ("posterior", "key", "index")
     pytree_aux_fields = ("num_samples",)
+    owner = _NAME
 
     def __init__(
         self,
@@ -84,6 +80,8 @@ class VariationalSeries(dist.Distribution):
         many = np.ndim(times) > 1
         self.model = model
         self.series = blank(_NAME, times, inputs, model.dtype(), batch_shape if many else ())
+        self.t0 = None
+        self.u0 = None
         self.posterior = posterior
         self.key = key
         self.index = index
@@ -104,19 +102,6 @@ class VariationalSeries(dist.Distribution):
         super().__init__(
             batch_shape, (self.series.times.shape[-1], dy), validate_args=validate_args
         )
-
-    @property
-    def support(self) -> SeriesSupport:
-        """What the observation distribution supports, entry by entry; NaN is missing."""
-        if self.model.batch_shape != ():
-            return SeriesSupport(constraints.real)
-        inputs = self.series.inputs
-        u = None if inputs is None else inputs.reshape(-1, inputs.shape[-1])[0]
-        return series_support(self.model, u)
-
-    def _rows(self, *others: Any) -> tuple[Row, Plan]:
-        dtype = self.model.dtype(*others)
-        return rows_of(_NAME, self.model, self.series, None, None, dtype)
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         """The lower bound for one or more series, from which missing (NaN) entries are left out."""
@@ -139,13 +124,6 @@ class VariationalSeries(dist.Distribution):
         args = self.model, self.posterior, rows, plan, self.batch_shape, each
         return _compiled_log_density(*args).reshape(number, *lead).mean(0)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Simulated observations, `sample_shape` of them, nothing missing."""
-        rows, plan = self._rows()
-        keys = jax.random.split(key, (int(np.prod(sample_shape)), *self.batch_shape))
-        out = _compiled_sample(self.model, rows, plan, self.batch_shape, keys)
-        return out.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
-
 
 def _log_density(
     model: StateSpaceModel,
@@ -159,15 +137,4 @@ def _log_density(
     return jnp.where(status == Status.OK, terms.value, -jnp.inf)
 
 
-def _sample(
-    model: StateSpaceModel, rows: Row, plan: Plan, batch_shape: tuple[int, ...], keys: Array
-) -> Array:
-    def one(model: StateSpaceModel, rows: Row, key: Array) -> Array:
-        check_model(_NAME, model, rows, any_dy=True)
-        return simulate_model(model, rows, plan, key)[1]
-
-    return over_batch(one, model, rows, batch_shape, keys)
-
-
 _compiled_log_density = compiled("VariationalSeries.log_prob", _log_density)
-_compiled_sample = compiled("VariationalSeries.sample", _sample)
