@@ -1,124 +1,123 @@
 """filterdyn: probabilistic filtering and system identification in JAX and NumPyro."""
 
-from importlib import import_module
 from importlib.metadata import version as _version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # First, before anything can start a back end of JAX.
 from filterdyn._fusion import FusedLoops, fused_loops  # isort: skip
 
-from filterdyn import datasets, diagnostics, fields, inference
-from filterdyn.angles import wrap_angle
-from filterdyn.beliefs import Ensemble, Gaussian, Particles
-from filterdyn.dynamics import (
-    ODE,
-    SDE,
-    ConditionallyLinear,
-    LinearSDE,
-    LinearTransition,
-    Transition,
-)
-from filterdyn.ensembles import AdaptiveInflation, GaspariCohn
-from filterdyn.filters import (
-    AdaptiveNoise,
-    BackwardChain,
-    BackwardRejection,
-    BackwardSmoothing,
-    CubatureKalmanFilter,
-    EnsembleKalmanFilter,
-    ExtendedKalmanFilter,
-    FilterResult,
-    FixedLag,
-    GaussHermiteKalmanFilter,
-    GaussianMixture,
-    KalmanFilter,
-    LearnedGainFilter,
-    LearnedNoiseFilter,
-    ParallelGaussianFilter,
-    ParallelKalmanFilter,
-    ParticleFilter,
-    PredictedObservation,
-    RaoBlackwellizedParticleFilter,
-    TwoFilter,
-    UnscentedKalmanFilter,
-    filter,
-    log_likelihood,
-)
-from filterdyn.fitting import FitResult, fit
-from filterdyn.forecasting import Forecast, forecast
-from filterdyn.inference import LatentPath, ObservedSeries, PathObservations, to_datatree
-from filterdyn.initial import Diffuse, stationary
-from filterdyn.learning import (
-    AbstractStatistics,
-    Alarm,
-    AugmentedFilter,
-    Autoregression,
-    BetaStatistics,
-    ChangeKind,
-    DualFilter,
-    Forgetting,
-    GammaStatistics,
-    InverseGammaStatistics,
-    Jitter,
-    LowRankWeightFilter,
-    MatrixNormalInverseWishartStatistics,
-    NestedParticleFilter,
-    NormalInverseGammaStatistics,
-    NormalStatistics,
-    OnlineVariationalFilter,
-    ParameterEstimate,
-    ParameterSpace,
-    ParametricModel,
-    ParticleLearning,
-    Passage,
-    RandomWalk,
-    RecursiveLeastSquares,
-    RecursiveMaximumLikelihood,
-    RecursivePredictionError,
-    Regression,
-    Shrinkage,
-    WatchedFilter,
-    WeightEstimate,
-    augmented,
-)
-from filterdyn.model import StateSpaceModel
-from filterdyn.moments import conditional_moments
-from filterdyn.observations import GaussianObservation, LinearObservation, Observation
-from filterdyn.online import (
-    Arrival,
-    BankResult,
-    BankState,
-    DropLate,
-    EventStream,
-    ExportedFilter,
-    ExportedState,
-    FilterBank,
-    OnlineFilter,
-    OnlineState,
-    RejectLate,
-    ReplayLate,
-    StepResult,
-    export,
-    load_exported,
-)
-from filterdyn.outliers import Gate, HuberNoise, StudentTNoise
-from filterdyn.predictions import Predictions, free_run, predict
-from filterdyn.resampling import (
-    Killing,
-    Multinomial,
-    OptimalTransport,
-    Residual,
-    SortedTransport,
-    Stratified,
-    Systematic,
-)
-from filterdyn.series import Series, stack
-from filterdyn.simulation import Simulation, simulate
-from filterdyn.smoothers import SmootherResult, conditional_path, sample_paths, smooth
-from filterdyn.status import Status
+from filterdyn._lazy import lazily
 
 if TYPE_CHECKING:
-    from filterdyn import engines, plots, streams
+    from filterdyn import datasets, diagnostics, engines, fields, inference, plots, streams
+    from filterdyn.angles import wrap_angle
+    from filterdyn.beliefs import Ensemble, Gaussian, Particles
+    from filterdyn.dynamics import (
+        ODE,
+        SDE,
+        ConditionallyLinear,
+        LinearSDE,
+        LinearTransition,
+        Transition,
+    )
+    from filterdyn.ensembles import AdaptiveInflation, GaspariCohn
+    from filterdyn.filters import (
+        AdaptiveNoise,
+        BackwardChain,
+        BackwardRejection,
+        BackwardSmoothing,
+        CubatureKalmanFilter,
+        EnsembleKalmanFilter,
+        ExtendedKalmanFilter,
+        FilterResult,
+        FixedLag,
+        GaussHermiteKalmanFilter,
+        GaussianMixture,
+        KalmanFilter,
+        LearnedGainFilter,
+        LearnedNoiseFilter,
+        ParallelGaussianFilter,
+        ParallelKalmanFilter,
+        ParticleFilter,
+        PredictedObservation,
+        RaoBlackwellizedParticleFilter,
+        TwoFilter,
+        UnscentedKalmanFilter,
+        filter,
+        log_likelihood,
+    )
+    from filterdyn.fitting import FitResult, fit
+    from filterdyn.forecasting import Forecast, forecast
+    from filterdyn.inference import LatentPath, ObservedSeries, PathObservations, to_datatree
+    from filterdyn.initial import Diffuse, stationary
+    from filterdyn.learning import (
+        AbstractStatistics,
+        Alarm,
+        AugmentedFilter,
+        Autoregression,
+        BetaStatistics,
+        ChangeKind,
+        DualFilter,
+        Forgetting,
+        GammaStatistics,
+        InverseGammaStatistics,
+        Jitter,
+        LowRankWeightFilter,
+        MatrixNormalInverseWishartStatistics,
+        NestedParticleFilter,
+        NormalInverseGammaStatistics,
+        NormalStatistics,
+        OnlineVariationalFilter,
+        ParameterEstimate,
+        ParameterSpace,
+        ParametricModel,
+        ParticleLearning,
+        Passage,
+        RandomWalk,
+        RecursiveLeastSquares,
+        RecursiveMaximumLikelihood,
+        RecursivePredictionError,
+        Regression,
+        Shrinkage,
+        WatchedFilter,
+        WeightEstimate,
+        augmented,
+    )
+    from filterdyn.model import StateSpaceModel
+    from filterdyn.moments import conditional_moments
+    from filterdyn.observations import GaussianObservation, LinearObservation, Observation
+    from filterdyn.online import (
+        Arrival,
+        BankResult,
+        BankState,
+        DropLate,
+        EventStream,
+        ExportedFilter,
+        ExportedState,
+        FilterBank,
+        OnlineFilter,
+        OnlineState,
+        RejectLate,
+        ReplayLate,
+        StepResult,
+        export,
+        load_exported,
+    )
+    from filterdyn.outliers import Gate, HuberNoise, StudentTNoise
+    from filterdyn.predictions import Predictions, free_run, predict
+    from filterdyn.resampling import (
+        Killing,
+        Multinomial,
+        OptimalTransport,
+        Residual,
+        SortedTransport,
+        Stratified,
+        Systematic,
+    )
+    from filterdyn.series import Series, stack
+    from filterdyn.simulation import Simulation, simulate
+    from filterdyn.smoothers import SmootherResult, conditional_path, sample_paths, smooth
+    from filterdyn.status import Status
 
 __version__ = _version("filterdyn")
 
@@ -269,15 +268,4 @@ __all__ = [
     "engines",
 ]
 
-#: Modules that load when they are first used, because what they import is slow or optional.
-_LAZY = ("engines", "plots", "streams")
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return import_module(f"filterdyn.{name}")
-    raise AttributeError(f"module 'filterdyn' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+lazily(__name__)

@@ -1,0 +1,56 @@
+"""A name of the package is imported when it is first used, and is then an ordinary name."""
+
+import subprocess
+import sys
+import textwrap
+from importlib import import_module
+from types import ModuleType
+
+import pytest
+
+import filterdyn as fd
+from filterdyn._lazy import LazyPackage
+
+PACKAGES = ("filterdyn", "filterdyn.dynamics", "filterdyn.filters", "filterdyn.inference")
+
+
+def test_a_linear_model_loads_neither_solvers_nor_optimisers():
+    program = """
+        import sys, filterdyn as fd
+        assert "filterdyn.filters.kalman" not in sys.modules, "too early"
+        fd.KalmanFilter, fd.LinearSDE, fd.LinearObservation, fd.StateSpaceModel, fd.ObservedSeries
+        fd.Series, fd.log_likelihood
+        assert "filterdyn.filters.kalman" in sys.modules
+        others = ("diffrax", "optax", "optimistix", "filterdyn.learning", "filterdyn.diagnostics")
+        print([name for name in others if name in sys.modules])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_name_that_is_offered_is_found_and_public(package):
+    module = import_module(package)
+    assert isinstance(module, LazyPackage)
+    assert set(module.__all__) <= set(dir(module))
+    for name, (source, there) in module._offered.items():
+        assert getattr(module, name) is getattr(import_module(source), there)
+        assert not isinstance(getattr(module, name), ModuleType)
+
+
+def test_a_function_keeps_its_name_when_a_submodule_of_that_name_is_imported():
+    whole = import_module("filterdyn.inference.random_weights")
+    assert fd.inference.random_weights is whole.random_weights
+
+
+def test_submodules_are_found_without_an_import_of_their_own():
+    assert fd.learning is import_module("filterdyn.learning")
+    assert fd.filters.kalman is import_module("filterdyn.filters.kalman")
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error_that_says_so():
+    with pytest.raises(AttributeError, match="'filterdyn' has no attribute 'KalmanFitler'"):
+        _ = fd.KalmanFitler
+    with pytest.raises(ImportError, match="KalmanFitler"):
+        exec("from filterdyn.filters import KalmanFitler")
