@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 # First, before anything can start a back end of JAX.
 from filterdyn._fusion import FusedLoops, fused_loops  # isort: skip
 
+# It notes what JAX's state is while nothing is being traced.
+from filterdyn import _compile as _compile
 from filterdyn._lazy import lazily
 
 if TYPE_CHECKING:

@@ -7,6 +7,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import jax
+
 
 class LazyPackage(ModuleType):
     """A package that imports what it offers on demand.
@@ -57,6 +59,12 @@ def lazily(package: str) -> None:
 
 def _found(source: str, name: str) -> Any:
     """`from source import name`, of a name or a submodule."""
+    # (The first use may be under a trace, of which nothing that a module computes must become a part.)
+    with jax.ensure_compile_time_eval():
+        return _imported(source, name)
+
+
+def _imported(source: str, name: str) -> Any:
     module = import_module(source)
     if name in vars(module) or name in getattr(module, "_offered", ()):
         return getattr(module, name)

@@ -14,6 +14,13 @@ from filterdyn._lazy import LazyPackage
 PACKAGES = ("filterdyn", "filterdyn.dynamics", "filterdyn.filters", "filterdyn.inference")
 
 
+def printed_by(program):
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 def test_a_linear_model_loads_neither_solvers_nor_optimisers():
     program = """
         import sys, filterdyn as fd
@@ -24,9 +31,25 @@ def test_a_linear_model_loads_neither_solvers_nor_optimisers():
         others = ("diffrax", "optax", "optimistix", "filterdyn.learning", "filterdyn.diagnostics")
         print([name for name in others if name in sys.modules])
     """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "[]", done.stderr
+    assert printed_by(program) == "[]"
+
+
+def test_a_first_use_under_a_trace_makes_nothing_a_part_of_it():
+    program = """
+        import gc, sys, jax, filterdyn as fd
+
+        def of_solvers(x):
+            assert "diffrax" not in sys.modules
+            fd.SDE, fd.fit, fd.filter
+            assert sys.modules["filterdyn._compile"].inside_a_trace()
+            return x
+
+        jax.make_jaxpr(of_solvers)(1.0)
+        assert not sys.modules["filterdyn._compile"].inside_a_trace()
+        gc.collect()
+        print([x for x in gc.get_objects() if issubclass(type(x), jax.core.Tracer)])
+    """
+    assert printed_by(program) == "[]"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
