@@ -50,24 +50,29 @@ class NoiseModulation(eqx.Module):
 
     - `process` (dx, dx) and `sensors` (dy, dy): lower triangular with a positive diagonal. With C the
       correlations and D the standard deviations of a nominal covariance D C D, what the filter believes in
-      is D E C E^T D: the logarithms of the diagonal of E are added to those of the Cholesky factor;
+      is D E C E^T D: the logarithms of the diagonal of E are added to those of the Cholesky factor.
+      `None` is a covariance that stays as in the model;
     - `hidden`: the state of the network;
     - `elapsed`: the time since something was last measured.
     """
 
-    process: Float[Array, "*T dx dx"]
-    sensors: Float[Array, "*T dy dy"]
+    process: Float[Array, "*T dx dx"] | None
+    sensors: Float[Array, "*T dy dy"] | None
     hidden: Any
     elapsed: Float[Array, "*T"]
 
     def of_process(self, noise: PSD) -> PSD:
         """The process noise as it is believed to be."""
+        if self.process is None:
+            return noise
         scaled = _in_units(self.process, jnp.diagonal(noise.matrix))
         factor = None if noise.factor is None else mm(jax.lax.stop_gradient(scaled), noise.factor)
         return PSD(factor, mm(mm(scaled, noise.matrix), scaled.T))
 
-    def of_sensors(self, noise: Array) -> Float[Array, "dy dy"]:
-        """R as it is believed to be."""
+    def of_sensors(self, noise: Array) -> Array:
+        """R, or its diagonal, as it is believed to be."""
+        if self.sensors is None:
+            return noise
         variances = noise if noise.ndim == 1 else jnp.diagonal(noise)
         scaled = _in_units(self.sensors, variances)
         half = scaled * noise if noise.ndim == 1 else mm(scaled, noise)
@@ -204,6 +209,21 @@ def check_size(owner: str, dx: Any, dy: Any, width: Any, gap_scale: Any, key: An
     if is_traced(gap_scale) or not 0 < gap_scale < float("inf"):
         raise ValueError(f"{owner}: `gap_scale` is {gap_scale!r}; expected a positive number")
     return Size(dx, dy, width, float(gap_scale))
+
+
+class Modulated(NamedTuple):
+    """Which covariances a network modulates."""
+
+    process: bool
+    sensors: bool
+
+
+def check_modulated(owner: str, process: Any, sensors: Any) -> Modulated:
+    """**Raises:** `TypeError` for what is not a boolean."""
+    for name, value in {"process": process, "sensors": sensors}.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{owner}: `{name}` is {value!r}; expected True or False")
+    return Modulated(process, sensors)
 
 
 def predict_and_wait(

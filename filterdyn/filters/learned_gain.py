@@ -21,6 +21,7 @@ from filterdyn.filters.learned import (
     check_base,
     check_fits,
     check_measurement,
+    check_modulated,
     check_size,
     compressed,
     predict_and_wait,
@@ -62,17 +63,17 @@ class GainMemory(eqx.Module):
     update: Float[Array, "*T dx"]
 
     @property
-    def process(self) -> Float[Array, "*T dx dx"]:
+    def process(self) -> Float[Array, "*T dx dx"] | None:
         return self.noise.process
 
     @property
-    def sensors(self) -> Float[Array, "*T dy dy"]:
+    def sensors(self) -> Float[Array, "*T dy dy"] | None:
         return self.noise.sensors
 
     def of_process(self, noise: PSD) -> PSD:
         return self.noise.of_process(noise)
 
-    def of_sensors(self, noise: Array) -> Float[Array, "dy dy"]:
+    def of_sensors(self, noise: Array) -> Array:
         return self.noise.of_sensors(noise)
 
     def waited(self, gap: Float[Array, ""]) -> "GainMemory":
@@ -115,6 +116,8 @@ class LearnedGainFilter(AbstractLearnedFilter):
         width: int = 16,
         base: AbstractFilter | None = None,
         gap_scale: float = 1.0,
+        process: bool = True,
+        sensors: bool = True,
     ):
         """**Arguments:**
 
@@ -126,11 +129,13 @@ class LearnedGainFilter(AbstractLearnedFilter):
         - `width`: size of the state of each recurrent unit (in the papers it grows with dx^2);
         - `base`: `ExtendedKalmanFilter()` (the default), `KalmanFilter`, or a sigma-point filter, with one
           iteration, without an outlier rule and without `AdaptiveNoise`;
-        - `gap_scale`: a typical gap between rows, in units of time.
+        - `gap_scale`: a typical gap between rows, in units of time;
+        - `process`, `sensors`: which of the covariances behind Joseph's form are modulated. What is not stays
+          as in the model.
 
         **Raises:** `ValueError` for counts that are not whole numbers, an unknown architecture, a
         `gap_scale` that is not positive and settings of `base` that are not allowed; `TypeError` for another
-        `base`.
+        `base` and for switches that are not booleans.
         """
         size = check_size(_NAME, dx, dy, width, gap_scale, key)
         if architecture not in ARCHITECTURES:
@@ -147,7 +152,7 @@ class LearnedGainFilter(AbstractLearnedFilter):
         key_gain, key_noise = jax.random.split(key)
         self.network = GainNetworks(
             ARCHITECTURES[architecture](size.dx, size.dy, size.width, key_gain),
-            NoiseNetwork(size, key_noise),
+            NoiseNetwork(size, key_noise, check_modulated(_NAME, process, sensors)),
         )
         self.base = base
 
@@ -253,6 +258,7 @@ def _widened(
     matrix = spread.matrix + mm(mm(change, scales.innovation_cov), change.T)
     if spread.factor is None or prior.factor is None:
         return PSD(None, 0.5 * (matrix + matrix.T))
+    noise = noise * jnp.eye(len(noise), dtype=noise.dtype) if noise.ndim == 1 else noise
     fixed = stop_gradient(change)
     both = scales.observed[:, None] & scales.observed[None, :]
     root = factor_of(stop_gradient(jnp.where(both, noise, 0.0)))

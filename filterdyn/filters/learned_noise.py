@@ -13,12 +13,14 @@ from filterdyn.filters.base import AbstractFilter, Prediction, Update
 from filterdyn.filters.extended import ExtendedKalmanFilter
 from filterdyn.filters.learned import (
     AbstractLearnedFilter,
+    Modulated,
     NoiseModulation,
     Size,
     cast_weights,
     check_base,
     check_fits,
     check_measurement,
+    check_modulated,
     check_size,
     number_of_entries,
     predict_and_wait,
@@ -42,14 +44,17 @@ class NoiseNetwork(eqx.Module):
     dx: int = eqx.field(static=True)
     dy: int = eqx.field(static=True)
     gap_scale: float = eqx.field(static=True)
+    modulated: Modulated = eqx.field(static=True)
 
-    def __init__(self, size: Size, key: Array):
+    def __init__(self, size: Size, key: Array, modulated: Modulated):
         dx, dy, width, gap_scale = size
         key_cell, key_head = jax.random.split(key)
         self.cell = eqx.nn.GRUCell(3 * dy + 1, width, key=key_cell)
-        outputs = number_of_entries(dx) + number_of_entries(dy)
+        process, sensors = modulated
+        outputs = process * number_of_entries(dx) + sensors * number_of_entries(dy)
         self.head = zeroed(eqx.nn.Linear(width, outputs, key=key_head))
         self.dx, self.dy, self.gap_scale = dx, dy, gap_scale
+        self.modulated = modulated
 
     def start(self, dtype: jnp.dtype) -> NoiseModulation:
         """What it says before anything was measured."""
@@ -70,8 +75,9 @@ class NoiseNetwork(eqx.Module):
 
     def _of(self, hidden: Array, elapsed: Array) -> NoiseModulation:
         head = cast_weights(self.head, hidden.dtype)
-        entries, k = head(hidden), number_of_entries(self.dx)
-        process, sensors = triangular(entries[:k], self.dx), triangular(entries[k:], self.dy)
+        entries, k = head(hidden), self.modulated.process * number_of_entries(self.dx)
+        process = triangular(entries[:k], self.dx) if self.modulated.process else None
+        sensors = triangular(entries[k:], self.dy) if self.modulated.sensors else None
         return NoiseModulation(process, sensors, hidden, elapsed)
 
 
@@ -90,6 +96,9 @@ class LearnedNoiseFilter(AbstractLearnedFilter):
     the last layer make E the identity: **before training this is `base`**. The matrices are recorded in
     `FilterResult.noise_factors`.
 
+    Where the sensors are known say so by `sensors=False`: the sum H P H^T + R of innovations is then P up
+    to what is known. With both modulated the likelihood hardly tells the one from the other.
+
     A row in which nothing was measured shows the network nothing; it goes on waiting.
 
     Train it with `fd.fit(model, series, filter, ...)`, which returns it as `FitResult.filter`.
@@ -107,6 +116,8 @@ class LearnedNoiseFilter(AbstractLearnedFilter):
         width: int = 16,
         base: AbstractFilter | None = None,
         gap_scale: float = 1.0,
+        process: bool = True,
+        sensors: bool = True,
     ):
         """**Arguments:**
 
@@ -115,14 +126,20 @@ class LearnedNoiseFilter(AbstractLearnedFilter):
         - `width`: size of the state of the recurrent unit;
         - `base`: `ExtendedKalmanFilter()` (the default), `KalmanFilter`, or a sigma-point filter, with any
           setting but `AdaptiveNoise`;
-        - `gap_scale`: a typical gap between rows, in units of time.
+        - `gap_scale`: a typical gap between rows, in units of time;
+        - `process`, `sensors`: what is modulated. What is not stays as in the model.
 
-        **Raises:** `ValueError` for counts that are not whole numbers and a `gap_scale` that is not
-        positive; `TypeError` for another `base`.
+        **Raises:** `ValueError` for counts that are not whole numbers, a `gap_scale` that is not positive
+        and nothing to modulate; `TypeError` for another `base` and for switches that are not booleans.
         """
         size = check_size(_NAME, dx, dy, width, gap_scale, key)
+        modulated = check_modulated(_NAME, process, sensors)
+        if not any(modulated):
+            raise ValueError(
+                f"{_NAME}: `process` and `sensors` are both False; expected at least one to modulate"
+            )
         self.base = check_base(_NAME, ExtendedKalmanFilter() if base is None else base)
-        self.network = NoiseNetwork(size, key)
+        self.network = NoiseNetwork(size, key, modulated)
 
     def check(self, model: StateSpaceModel) -> None:
         """**Raises:** also `ValueError` for a model of another size."""

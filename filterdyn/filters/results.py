@@ -188,7 +188,8 @@ class FilterResult(eqx.Module):
     def noise_factors(self) -> NoiseFactors | NoiseModulation | None:
         """What a filter has learnt of the noise after every row. With `AdaptiveNoise` the factors on the
         process noise `process` (T,) and on each sensor's variance `sensors` (T, dy). Of a learned filter
-        the triangular matrices `process` (T, dx, dx) and `sensors` (T, dy, dy) for the next row."""
+        the triangular matrices `process` (T, dx, dx) and `sensors` (T, dy, dy) for the next row, `None`
+        where it does not modulate."""
         return self.filtered.memory
 
     @property

@@ -99,6 +99,22 @@ def test_the_covariance_is_that_of_josephs_form_for_the_gain_that_was_used(resul
     np.testing.assert_allclose(result.log_likelihood, terms.sum(), rtol=rtol)
 
 
+@pytest.mark.slow
+def test_covariances_that_are_not_modulated_are_those_of_the_model_whatever_the_gain_is():
+    found = fd.filter(level(), SERIES, shaken(learned(1, 1, process=False, sensors=False), 0.6))
+    assert found.noise_factors.process is None and found.noise_factors.sensors is None
+    seen = ~np.isnan(np.asarray(SERIES.observations)[:, 0])
+    part = lambda x: np.asarray(x, float).reshape(COUNT)
+    prior, cov = part(found.predicted.cov), part(found.cov)
+    rtol = 1e-9 if X64 else 1e-3
+    np.testing.assert_allclose(prior[1:], 0.81 * cov[:-1] + 0.2, rtol=rtol)
+    shift = part(found.mean) - part(found.predicted.mean)
+    gain = shift[seen] / part(found.innovations)[seen]
+    expected = (1 - 2 * gain) ** 2 * prior[seen] + gain**2 * 0.3
+    np.testing.assert_allclose(cov[seen], expected, rtol=rtol)
+    assert np.abs(gain * (4 * prior[seen] + 0.3) / (2 * prior[seen]) - 1).max() > 0.1
+
+
 def test_a_row_without_measurements_changes_nothing_but_the_wait(result):
     before, after = (jax.tree.map(lambda x, k=k: x[k], result.noise_factors) for k in (6, 7))
     for a, b in zip(jax.tree.leaves(before.hidden), jax.tree.leaves(after.hidden), strict=True):

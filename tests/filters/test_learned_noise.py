@@ -93,18 +93,23 @@ def matrices(e, nominal):
     return d @ e @ correlations @ e.T @ d
 
 
-def textbook(factors):
+def textbook(factors, filter=None):
     """The Kalman filter of a textbook with covariances that change from row to row."""
+    filter = SHAKEN if filter is None else filter
     y = np.asarray(SERIES.observations, float)
     f, h = np.asarray(F, float), np.asarray(H, float)
     nominal = np.asarray(Q, float), np.diag(np.asarray(R, float))
     mean, cov, total, means, covs = np.zeros(2), np.eye(2), 0.0, [], []
-    process = np.asarray(factors.process, float)
-    sensors = np.asarray(factors.sensors, float)
     # What holds in a row was said after the one before; the first is what the network says unasked.
-    unasked = SHAKEN.network.start(jnp.result_type(float))
-    process = np.concatenate([np.asarray(unasked.process)[None], process])
-    sensors = np.concatenate([np.asarray(unasked.sensors)[None], sensors])
+    unasked = filter.network.start(jnp.result_type(float))
+
+    def in_rows(first, later, n):
+        if later is None:
+            return np.broadcast_to(np.eye(n), (COUNT, n, n))
+        return np.concatenate([np.asarray(first)[None], np.asarray(later, float)])
+
+    process = in_rows(unasked.process, factors.process, 2)
+    sensors = in_rows(unasked.sensors, factors.sensors, 3)
     for k in range(COUNT):
         if k:
             mean, cov = f @ mean, f @ cov @ f.T + matrices(process[k], nominal[0])
@@ -133,6 +138,21 @@ def test_with_any_weights_it_is_the_kalman_filter_of_the_covariances_that_it_rep
     np.testing.assert_allclose(result.log_likelihood, total, rtol=rtol)
     # The network has moved something, differently from row to row.
     assert np.ptp(result.noise_factors.process[:, 0, 0]) > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fixed", ["process", "sensors"])
+def test_a_covariance_that_is_not_modulated_is_that_of_the_model(fixed):
+    filter = shaken(fd.LearnedNoiseFilter(2, 3, key=jr.key(0), width=5, **{fixed: False}), 0.4)
+    found = fd.filter(linear(), SERIES, filter)
+    assert getattr(found.noise_factors, fixed) is None
+    other = {"process": "sensors", "sensors": "process"}[fixed]
+    assert np.ptp(getattr(found.noise_factors, other)[:, 0, 0]) > 0.05
+    means, covs, total = textbook(found.noise_factors, filter)
+    rtol = 1e-9 if X64 else 1e-3
+    np.testing.assert_allclose(found.mean, means, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(found.cov, covs, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(found.log_likelihood, total, rtol=rtol)
 
 
 def test_factors_are_lower_triangular_with_a_positive_diagonal(result):
@@ -320,6 +340,12 @@ def test_training_finds_noise_that_comes_in_bursts():
         (dict(key=3), TypeError, "`key` is int; expected a random key"),
         (dict(gap_scale=-1.0), ValueError, "`gap_scale` is -1.0; expected a positive number"),
         (dict(base=fd.ExtendedKalmanFilter), TypeError, "`base` is ExtendedKalmanFilter; expected"),
+        (dict(sensors=0), TypeError, "`sensors` is 0; expected True or False"),
+        (
+            dict(process=False, sensors=False),
+            ValueError,
+            "`process` and `sensors` are both False; expected",
+        ),
         (
             dict(base=fd.KalmanFilter(adaptive=fd.AdaptiveNoise())),
             ValueError,
