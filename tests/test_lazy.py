@@ -52,6 +52,26 @@ def test_a_first_use_under_a_trace_makes_nothing_a_part_of_it():
     assert printed_by(program) == "[]"
 
 
+def test_particles_of_several_series_have_a_gradient_where_no_solver_is_loaded():
+    program = """
+        import sys, jax, jax.numpy as jnp, filterdyn as fd, numpyro.distributions as dist
+
+        def value(q, y, key):
+            moves = fd.LinearTransition(jnp.eye(1), q * jnp.eye(1))
+            sensor = fd.LinearObservation(jnp.eye(1), jnp.eye(1))
+            start = dist.MultivariateNormal(jnp.zeros(1), jnp.eye(1))
+            model, times = fd.StateSpaceModel(start, moves, sensor), jnp.arange(3.0)
+            return fd.log_likelihood(model, fd.Series(times, y), fd.ParticleFilter(4), key=key)
+
+        ys, keys = jnp.zeros((2, 3, 1)), jax.random.split(jax.random.key(0), 2)
+        total = lambda q: jax.vmap(value, (None, 0, 0))(q, ys, keys).sum()
+        slope = jax.grad(total)(1.0)
+        assert "lineax" not in sys.modules
+        print(jnp.isfinite(slope) & (slope != 0))
+    """
+    assert printed_by(program) == "True"
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_name_that_is_offered_is_found_and_public(package):
     module = import_module(package)

@@ -7,8 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.interpreters import ad
 
 from filterdyn.linalg.surrogate import ACCURATE
+
+# A linearised step may apply `stop_gradient` to what is linear (jax-ml/jax#22011), and JAX cannot transpose
+# it. Lineax can, but not everyone who filters has imported it.
+ad.primitive_transposes.setdefault(jax.lax.stop_gradient_p, lambda cotangent, _: (cotangent,))
 
 
 def gated(step: Callable[..., Any], ok: Callable[[Any], Any], *example: Any) -> Callable[..., Any]:
