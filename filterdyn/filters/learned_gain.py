@@ -100,7 +100,9 @@ class LearnedGainFilter(AbstractLearnedFilter):
 
     Train it with `fd.fit(model, series, filter, ...)`, on the likelihood or on known states; the result has
     it as `FitResult.filter`. `fd.smooth` reverses the model from the beliefs that this filter found; there
-    is no learned gain in it.
+    is no learned gain in it. If the model is right its covariance is that of its error for every gain that
+    does not depend on the measurements, as Joseph's is: what regression leaves of the state in a row, given
+    the error of the prediction of the next, is uncorrelated with all that comes later.
     """
 
     network: GainNetworks

@@ -250,6 +250,40 @@ def test_the_smoother_reverses_the_model_from_the_beliefs_of_the_learned_gain(re
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not X64, reason="slopes by differences, in float64")
+def test_the_smoothed_covariance_is_that_of_the_error_for_any_gain_that_data_do_not_change():
+    """Smoothed means are affine in the measurements, so their error's covariance is that of an affine
+    function of all states and all noise."""
+    model, count = linear(), 6
+    filter = learned(2, 1, process=False, sensors=False)
+    bias = jnp.array([0.5, -0.4])
+    filter = eqx.tree_at(lambda f: f.network.gain.out.bias, filter, bias)
+
+    def means(y):
+        found = fd.smooth(model, fd.Series(np.arange(count), y[:, None]), filter)
+        return np.asarray(found.mean).ravel(), np.asarray(found.cov)
+
+    constant, covs = means(np.zeros(count))
+    slope = np.stack([means(row)[0] - constant for row in np.eye(count)], axis=1)
+
+    f, h = np.asarray(model.dynamics.F), np.asarray(model.observation.H)
+    into = np.eye(2 * count) - np.kron(np.eye(count, k=-1), f)  # of all states, to start and noises
+    start = np.concatenate([np.ones(2), np.zeros(2 * count - 2)])
+    sizes = np.diag(np.concatenate([np.ones(2), 0.1 * np.ones(2 * count - 2)]))
+    mean, back = np.linalg.solve(into, start), np.linalg.inv(into)
+    joint = back @ sizes @ back.T
+    seen = np.kron(np.eye(count), h)
+    left = np.eye(2 * count) - slope @ seen
+    error = left @ joint @ left.T + 0.3 * slope @ slope.T
+    np.testing.assert_allclose(left @ mean, constant, atol=1e-10)  # no bias
+    for k in range(count):
+        at = slice(2 * k, 2 * k + 2)
+        np.testing.assert_allclose(covs[k], error[at, at], rtol=1e-9)
+    best = np.linalg.inv(np.linalg.inv(joint) + seen.T @ seen / 0.3)
+    assert 1.05 * np.trace(best) < np.trace(error)  # the gain is not the best one
+
+
+@pytest.mark.slow
 def test_stream_is_the_batch(result):
     online = fd.OnlineFilter(level(), SCALAR)
     state = online.init(0.0)
