@@ -29,7 +29,7 @@ from filterdyn.dynamics.stepping import (
     steps_in,
     twice_differentiable,
 )
-from filterdyn.linalg import PSD, congruence, mm, triangularize, with_derivative_of
+from filterdyn.linalg import PSD, congruence, mm, mv, triangularize, with_derivative_of
 from filterdyn.linalg.cholesky import cholesky
 from filterdyn.linearization import (
     AbstractLinearization,
@@ -46,8 +46,8 @@ class Drifted(NamedTuple):
     """What a Brownian motion with the drift c met over an interval, noise by noise."""
 
     shift: Float[Array, " dw"]  # of c dt
-    energy: Float[Array, " dw"]  # of c^2 dt
-    martingale: Float[Array, " dw"]  # of c dW
+    divergence: Float[Array, " dw"]  # of c^2 dt / 2, and of the spreads
+    martingale: Float[Array, " dw"]  # of c dW: the log of the densities' ratio, less the divergence
 
 
 def _check_path_solver(solver: Any, additive: bool) -> None:
@@ -310,20 +310,27 @@ class SDE(AbstractDynamics):
         x: Float[Array, " dx"],
         normals: Float[Array, "steps k dw"],
         interval: Interval,
-        control: Callable[[Array, Array], Array],
+        control: Callable[[Array, Array], tuple[Array, Array | None]],
     ) -> tuple[Float[Array, " dx"], Drifted]:
         """`driven_by` where the Brownian motion drifts: over each solver step its increment is
-        dW + c dt, with c = control(time since the start of the interval, x) (dw,) held over the step."""
+        S dW + c dt, with (c, S) = control(time since the start of the interval, x), (dw,) and lower
+        triangular (dw, dw) or `None` for I, held over the step."""
         levy_area, step = levy_area_for(self.path_solver.value), self._path_step(interval)
 
         def one(carry: tuple[Array, Drifted], i: Array, length: Array) -> tuple[Array, Drifted]:
             x, sums = carry
             root = jnp.sqrt(length)
-            c = jnp.asarray(control(i * length, x), x.dtype)
-            moved = normals[i].at[0].add(root * c)
+            c, spread = control(i * length, x)
+            mean, noise = root * c, normals[i, 0]
+            divergence, martingale = 0.5 * mean * mean, mean * noise
+            if spread is not None:
+                own, log_scale = mv(spread, noise), jnp.log(jnp.diagonal(spread))
+                divergence += 0.5 * ((spread * spread).sum(1) - 1) - log_scale
+                martingale = 0.5 * ((mean + own) ** 2 - noise**2) - log_scale - divergence
+                noise = own
+            moved = normals[i].at[0].set(mean + noise)
             x = step(GivenIncrement(moved, levy_area), x, i * length, length)
-            added = Drifted(length * c, length * c * c, root * c * normals[i, 0])
-            return x, jax.tree.map(jnp.add, sums, added)
+            return x, jax.tree.map(jnp.add, sums, Drifted(root * mean, divergence, martingale))
 
         zero = jnp.zeros(normals.shape[-1], x.dtype)
         return self._along(interval, (x, Drifted(zero, zero, zero)), one)

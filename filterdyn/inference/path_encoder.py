@@ -14,7 +14,8 @@ from filterdyn.fields.base import Normalization
 
 class PathEncoder(eqx.Module):
     """A gated recurrent unit that reads a series backwards (Li et al. 2020, section 5): its output at a
-    row knows the measurements of this row and of all later ones.
+    row knows the measurements of this row and of all later ones, and is a linear function of the unit's
+    state and of what was measured next.
 
     At a row it sees the measurements, which of them there are, the input, and the time until the next
     row at which anything was measured. Rows without a measurement change nothing but that time, so the
@@ -62,7 +63,7 @@ class PathEncoder(eqx.Module):
             raise ValueError(f"{owner}: `time_scale` is {time_scale!r}; expected a positive number")
         of_cell, of_last = jax.random.split(key)
         self.cell = eqx.nn.GRUCell(2 * dy + du + 1, width, key=of_cell)
-        self.last = eqx.nn.Linear(width, size, key=of_last)
+        self.last = eqx.nn.Linear(width + 2 * dy + du, size, key=of_last)
         self.observation = Normalization(
             owner, "observation", dy, observation_center, observation_scale
         )
@@ -87,17 +88,18 @@ class PathEncoder(eqx.Module):
             seen.append(jax.vmap(self.input)(inputs))
         until = jnp.concatenate([gaps[1:], jnp.zeros_like(gaps[:1])]) / self.time_scale
 
-        def back(carry: tuple[Array, Array], row: Any) -> tuple[tuple[Array, Array], Array]:
-            state, since = carry
+        def back(carry: tuple[Array, Array, Array], row: Any) -> Any:
+            state, since, latest = carry
             features, until, used = row
             since = since + until
             moved = self.cell(jnp.append(features, jnp.log1p(since)), state).astype(state.dtype)
-            state = jnp.where(used, moved, state)
-            return (state, jnp.where(used, 0.0, since)), state
+            state, latest = jnp.where(used, moved, state), jnp.where(used, features, latest)
+            return (state, jnp.where(used, 0.0, since), latest), jnp.append(state, latest)
 
         state = jnp.zeros(self.cell.hidden_size, observations.dtype)
         rows = jnp.concatenate(seen, axis=1), until, there.any(1)
-        _, states = jax.lax.scan(back, (state, zero), rows, reverse=True)
+        carry = state, zero, jnp.zeros_like(rows[0][0])
+        _, states = jax.lax.scan(back, carry, rows, reverse=True)
         return jax.vmap(self.last)(states).astype(observations.dtype)
 
 

@@ -39,6 +39,11 @@ class PosteriorSDE(AbstractPathPosterior):
     The control is held over a solver step and added to the Brownian increment, for whatever
     `path_solver` the prior has. So the divergence of the paths that are simulated is exact, and the
     bound is one on the likelihood of the model as its path solver, with its steps, discretises it.
+
+    Of that model, which has one normal number a step and noise, the posterior may also have a covariance
+    of its own: a control that returns (c, S) makes the increment N(c h, S S^T h) over a step h, where the
+    prior has N(0, h I). Measurements that are finer than the noise of one step need this, or a step so
+    short that the noise in it is finer than they are; as h goes to 0 any S but I has an infinite divergence.
     """
 
     control: Held
@@ -48,8 +53,9 @@ class PosteriorSDE(AbstractPathPosterior):
     def __init__(self, control: Function, encoder: Function, start: Function):
         """**Arguments:** (`amortized` and `per_series` make all three)
 
-        - `control(t, x, context) -> (dw,)`, in 1 / sqrt(time). Between two rows `context` is the encoder's
-          at the later row, and after it, as last entry, the time that is left until then;
+        - `control(t, x, context) -> (dw,)`, in 1 / sqrt(time), or that and S (dw, dw), lower triangular
+          with a positive diagonal. Between two rows `context` is the encoder's at the later row, and after
+          it, as last entry, the time that is left until then;
         - `encoder(gaps, observations, inputs, index) -> (T, size)`, what is known at each row: `gaps` (T,)
           since the row before, `observations` (T, dy) with NaN for missing, `inputs` (T, du) or `None`,
           and the number of the series;
@@ -64,17 +70,24 @@ class PosteriorSDE(AbstractPathPosterior):
 
     @classmethod
     def amortized(
-        cls, model: StateSpaceModel, encoder: PathEncoder, *, key: Array, width: int = 32
+        cls,
+        model: StateSpaceModel,
+        encoder: PathEncoder,
+        *,
+        key: Array,
+        width: int = 32,
+        spread: bool = False,
     ) -> "PosteriorSDE":
         """Networks for `control` and `start` behind an encoder that serves all series, also new ones.
 
         They begin at the prior. The control is a perceptron of time left, state and context with two
-        hidden layers of `width`; it sees states as they are, which should be of order one.
+        hidden layers of `width`, and a linear function of the same; it sees states as they are, which
+        should be of order one. With `spread` it gives S too.
 
         **Raises:** `TypeError` for a model without an SDE.
         """
         du = 0 if encoder.input is None else len(encoder.input.center)
-        return _networks(cls, model, encoder, du, key, width)
+        return _networks(cls, model, encoder, du, key, width, spread)
 
     @classmethod
     def per_series(
@@ -87,11 +100,12 @@ class PosteriorSDE(AbstractPathPosterior):
         size: int = 8,
         width: int = 32,
         du: int = 0,
+        spread: bool = False,
     ) -> "PosteriorSDE":
         """The same networks behind `size` numbers at each row of each of `number` series of so many
         `rows`: not amortised, so nothing is lost to an encoder, and nothing is known of a new series. `du`
         is the number of inputs."""
-        return _networks(cls, model, SeriesContext(number, rows, size), du, key, width)
+        return _networks(cls, model, SeriesContext(number, rows, size), du, key, width, spread)
 
     @property
     def is_random(self) -> bool:
@@ -167,19 +181,13 @@ class PosteriorSDE(AbstractPathPosterior):
             gap = jnp.where(moves, row.gap, stand_in)
             interval = interval_of(row._replace(gap=gap), table)
 
-            def control(s: Array, x: Array) -> Array:
-                c = self.control(row.time_from + s, x, jnp.append(context, gap - s))
-                c = float_array(_NAME, "control", c)
-                if c.shape != shape[-1:]:
-                    raise ValueError(
-                        f"{_NAME}: `control(t, x, context)` returned shape {c.shape}; expected "
-                        f"{shape[-1:]}, one number for every noise"
-                    )
-                return c
+            def control(s: Array, x: Array) -> tuple[Array, Array | None]:
+                found = self.control(row.time_from + s, x, jnp.append(context, gap - s))
+                return _checked(found, shape[-1], dtype)
 
             moved, sums = dynamics.controlled(x, normals, interval, control)
             still = lambda new: jnp.where(moves, new, jnp.zeros_like(new))
-            kept = 0.5 * sums.energy, sums.shift / jnp.sqrt(gap), sums.martingale.sum()
+            kept = sums.divergence, sums.shift / jnp.sqrt(gap), sums.martingale.sum()
             x = jnp.where(moves, moved, x)
             return x, (x, jax.tree.map(still, kept))
 
@@ -201,19 +209,59 @@ class PosteriorSDE(AbstractPathPosterior):
         return found, jnp.isfinite(found.value) & jnp.isfinite(log_weight)
 
 
+def _checked(found: Any, dw: int, dtype: Any) -> tuple[Array, Array | None]:
+    """What a control returned, as c and S.
+
+    **Raises:** `ValueError` for another shape."""
+    c, spread = found if isinstance(found, tuple) else (found, None)
+    c = float_array(_NAME, "control", c)
+    if c.shape != (dw,):
+        raise ValueError(
+            f"{_NAME}: `control(t, x, context)` returned shape {c.shape}; expected {(dw,)}, one number for "
+            "every noise"
+        )
+    if spread is None:
+        return c.astype(dtype), None
+    spread = float_array(_NAME, "control", spread)
+    if spread.shape != (dw, dw):
+        raise ValueError(
+            f"{_NAME}: `control(t, x, context)` returned S of shape {spread.shape}; expected {(dw, dw)}"
+        )
+    return c.astype(dtype), spread.astype(dtype)
+
+
+def _zero(linear: eqx.nn.Linear) -> eqx.nn.Linear:
+    both = lambda layer: (layer.weight, layer.bias)
+    return eqx.tree_at(both, linear, jax.tree.map(jnp.zeros_like, both(linear)))
+
+
+def _mean_and_factor(numbers: Float[Array, " _"], n: int) -> tuple[Array, Array]:
+    """A vector of n and a triangular factor from n + n (n + 1) / 2 numbers; zeros make 0 and I."""
+    m, scale, below = jnp.split(numbers, [n, 2 * n])
+    return m, jnp.diag(jnp.exp(scale)).at[jnp.tril_indices(n, -1)].set(below)
+
+
 class _Control(eqx.Module):
-    """A perceptron of the state and the context that starts at zero."""
+    """A perceptron of the state and the context beside a linear function of them, which start at zero."""
 
     network: Held
+    linear: eqx.nn.Linear
+    dw: int = eqx.field(static=True)
+    spread: bool = eqx.field(static=True)
 
-    def __init__(self, dx: int, size: int, dw: int, width: int, key: Array):
-        network = eqx.nn.MLP(dx + size + 1, dw, width, 2, jax.nn.softplus, key=key)
-        last = lambda net: (net.layers[-1].weight, net.layers[-1].bias)
-        zeros = jax.tree.map(jnp.zeros_like, last(network))
-        self.network = Held(eqx.tree_at(last, network, zeros))
+    def __init__(self, dx: int, size: int, dw: int, width: int, key: Array, spread: bool):
+        n = dx + size + 1
+        out = dw + dw * (dw + 1) // 2 if spread else dw
+        network = eqx.nn.MLP(n, out, width, 2, jax.nn.softplus, key=key)
+        last = lambda net: net.layers[-1]
+        self.network = Held(eqx.tree_at(last, network, _zero(last(network))))
+        self.linear = _zero(eqx.nn.Linear(n, out, use_bias=True, key=key))
+        self.dw, self.spread = dw, spread
 
-    def __call__(self, t: Any, x: Float[Array, " dx"], context: Float[Array, " _"]) -> Array:
-        return self.network(jnp.concatenate([x, context]))
+    def __call__(self, t: Any, x: Float[Array, " dx"], context: Float[Array, " _"]) -> Any:
+        seen = jnp.concatenate([x, context])
+        numbers = self.network(seen) + self.linear(seen)
+        return _mean_and_factor(numbers, self.dw) if self.spread else numbers
 
 
 class _Start(eqx.Module):
@@ -223,17 +271,11 @@ class _Start(eqx.Module):
     dx: int = eqx.field(static=True)
 
     def __init__(self, dx: int, size: int, key: Array):
-        last = eqx.nn.Linear(size, dx + dx * (dx + 1) // 2, key=key)
-        both = lambda net: (net.weight, net.bias)
-        zeros = jax.tree.map(jnp.zeros_like, both(last))
-        self.last = eqx.tree_at(both, last, zeros)
+        self.last = _zero(eqx.nn.Linear(size, dx + dx * (dx + 1) // 2, key=key))
         self.dx = dx
 
     def __call__(self, context: Float[Array, " size"]) -> tuple[Array, Array]:
-        numbers = self.last(context)
-        m, scale, below = jnp.split(numbers, [self.dx, 2 * self.dx])
-        factor = jnp.diag(jnp.exp(scale)).at[jnp.tril_indices(self.dx, -1)].set(below)
-        return m, factor
+        return _mean_and_factor(self.last(context), self.dx)
 
 
 def _networks(
@@ -243,6 +285,7 @@ def _networks(
     du: int,
     key: Array,
     width: int,
+    spread: bool,
 ) -> PosteriorSDE:
     check_key(_NAME, key)
     dynamics = model.dynamics
@@ -256,5 +299,5 @@ def _networks(
     u = jnp.zeros(du, dtype) if du else None
     dw = dynamics.normals(x, Interval(t, t + 1, u, jnp.int32(1), 1))[-1]
     of_control, of_start = jax.random.split(key)
-    control = _Control(model.dx, encoder.size, dw, width, of_control)
+    control = _Control(model.dx, encoder.size, dw, width, of_control, spread)
     return cls(control, encoder, _Start(model.dx, encoder.size, of_start))
