@@ -116,13 +116,17 @@ def estimate(call: Call, z: Point, key: Array, with_paths: bool = True) -> Estim
     traced = trace_at(call, z, key_model)
     log_likelihood = jnp.zeros_like(traced.log_det)
     paths: dict[str, Array] = {}
+    sampled = 0
     for i, (name, site) in enumerate(traced.sites.items()):
         if not is_sampled(site):
             continue
         series = series_of(site)
-        assert series is not None
+        assert series is not None and series.key is not None
+        # Sites may have been given one key; a product of estimates is unbiased if they are independent.
+        key_site = jax.random.fold_in(series.key, sampled) if sampled else series.key
+        sampled += 1
         key_path = jax.random.fold_in(key_paths, i)
-        seen, path = _run_site(series, site["value"], key_path, with_paths)
+        seen, path = _run_site(series, site["value"], key_site, key_path, with_paths)
         log_likelihood = log_likelihood + seen
         if path is not None:
             paths[name] = path
@@ -141,7 +145,7 @@ def log_prior_of(traced: Traced) -> Float[Array, ""]:
 
 
 def _run_site(
-    series: ObservedSeries, value: Any, key_path: Array, with_path: bool
+    series: ObservedSeries, value: Any, key: Array, key_path: Array, with_path: bool
 ) -> tuple[Float[Array, ""], Array | None]:
     """The log-likelihood of all series at one site, and a path of each."""
     rows, plan, each, lead = series.flat(value)
@@ -155,8 +159,7 @@ def _run_site(
         return _run_one(filter, model, rows, plan, key, key_path if keep else None)
 
     shape = each.shape[:-2]
-    assert series.key is not None
-    keys = jax.random.split(series.key, shape)
+    keys = jax.random.split(key, shape)
     key_paths = jax.random.split(key_path, shape)
     total, path = over_batch(one, series.model, rows, series.batch_shape, (each, keys, key_paths))
     return total.sum(), None if path is None else path.reshape(*lead, *path.shape[-2:])

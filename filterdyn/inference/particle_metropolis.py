@@ -1,6 +1,6 @@
 """Particle marginal Metropolis-Hastings: posteriors from a likelihood that is only estimated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -139,8 +139,11 @@ class ParticleMetropolis(MCMCKernel):
     ) -> ParticleMetropolisState:
         """The state that chains start from, one for each key.
 
-        **Raises:** as the constructor says, and `RuntimeError` where no parameters with a finite
-        likelihood were found."""
+        `init_params` are unconstrained, as for NumPyro's own kernels.
+
+        **Raises:** as the constructor says; `KeyError`, `TypeError` and `ValueError` for `init_params` that
+        are not those of the model, and `RuntimeError` where no parameters with a finite likelihood were
+        found."""
         call = Call(self._model, model_args, model_kwargs)
         self._num_warmup = num_warmup
         self._sample_fn = self._step
@@ -174,11 +177,7 @@ class ParticleMetropolis(MCMCKernel):
     def _start(self, call: Call, key: Array, z: Any) -> ParticleMetropolisState:
         key_start, key_estimate, key = jax.random.split(key, 3)
         first = start_point(_NAME, call, key_start, self._init_strategy)
-        z = (
-            first
-            if z is None
-            else {name: jnp.asarray(z[name], first[name].dtype) for name in first}
-        )
+        z = first if z is None else _given(z, first)
         found = estimate(call, z, key_estimate, self._paths)
         flat = ravel_pytree(z)[0]
         cov = jnp.asarray(self._proposal_cov, flat.dtype)
@@ -277,3 +276,20 @@ class ParticleMetropolis(MCMCKernel):
             walk,
             key,
         )
+
+
+def _given(z: Any, like: dict[str, Array]) -> dict[str, Array]:
+    """**Raises:** `TypeError`, `KeyError`, `ValueError` for `init_params` that are not those of the model."""
+    if not isinstance(z, Mapping):
+        raise TypeError(
+            f"{_NAME}: `init_params` is {type(z).__name__}; expected unconstrained parameters by name"
+        )
+    if set(z) != set(like):
+        raise KeyError(f"{_NAME}: `init_params` has {sorted(z)}; the parameters are {sorted(like)}")
+    for name, x in like.items():
+        if jnp.shape(z[name]) != x.shape:
+            raise ValueError(
+                f"{_NAME}: `init_params` of {name!r} has shape {jnp.shape(z[name])}; expected {x.shape} "
+                "(with several chains, after an axis of chains)"
+            )
+    return {name: jnp.asarray(z[name], x.dtype) for name, x in like.items()}

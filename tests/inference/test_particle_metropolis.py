@@ -241,6 +241,50 @@ def test_estimates_of_a_plate_of_series_are_unbiased():
     np.testing.assert_allclose(found.log_prior, dist.Normal(0, 1).log_prob(0.2))
 
 
+def test_two_series_with_one_key_have_independent_estimates():
+    """The square of one estimate would be high by its relative variance."""
+    few, times, y = fd.ParticleFilter(10, ess_threshold=1.0), TIMES[:4], jnp.asarray(Y[:4])
+
+    def model(y):
+        level = numpyro.sample("level", dist.HalfNormal(1.0))
+        key = numpyro.prng_key()
+        for name in ("one", "two"):
+            d = fd.ObservedSeries(short_model(level), times, filter=few, key=key)
+            numpyro.sample(name, d, obs=y)
+
+    call = Call(model, (y,))
+    one = lambda key: estimate(call, {"level": jnp.array(0.0)}, key, with_paths=False)
+    found = np.asarray(jax.jit(jax.vmap(one))(jr.split(jr.key(0), 20_000)).log_likelihood)
+    exact = fd.log_likelihood(short_model(1.0), fd.Series(times, y), fd.KalmanFilter())
+    ratio = np.exp(found - 2 * float(exact))
+    error = ratio.std() / np.sqrt(20_000)
+    assert abs(ratio.mean() - 1) < 4 * error
+    # Independent estimates have (1 + v)^2 = 1 + var(ratio).
+    assert np.sqrt(1 + ratio.var()) - 1 > 8 * error
+
+
+def test_unusable_starts_are_refused_by_name():
+    def refused(error, match, start, chains=1):
+        mcmc = MCMC(
+            fd.inference.ParticleMetropolis(short),
+            num_warmup=1,
+            num_samples=1,
+            num_chains=chains,
+            chain_method="vectorized",
+            progress_bar=False,
+        )
+        with pytest.raises(error, match=match):
+            mcmc.run(jr.key(0), TIMES, Y, init_params=start)
+
+    refused(
+        KeyError, r"`init_params` has \['lever'\]; the parameters are \['level'\]", {"lever": 0.0}
+    )
+    refused(KeyError, r"has \['level', 'more'\]", {"level": jnp.zeros(()), "more": jnp.zeros(())})
+    refused(ValueError, r"'level' has shape \(3,\); expected \(\)", {"level": jnp.zeros(3)})
+    refused(ValueError, r"shape \(2,\); expected \(\)", {"level": jnp.zeros((2, 2))}, chains=2)
+    refused(TypeError, "`init_params` is ", jnp.zeros(1))
+
+
 def test_unusable_models_are_refused_by_name():
     kernel = fd.inference.ParticleMetropolis
 
