@@ -121,7 +121,7 @@ def leave_future_out(
         kept.append(t)
         tails.append(k)
     times = np.asarray(distribution.series.times)[kept]
-    return estimate("leave future out", np.array(values), times, np.array(tails), refits)
+    return estimate("leave future out", np.array(values), times, np.array(tails), refits, ahead)
 
 
 def _sampler(

@@ -19,7 +19,8 @@ class PredictiveDensity:
     - `pointwise` (n,): of every row, and `times` (n,) of those rows;
     - `pareto_k` (n,): how heavy the tail of the importance weights is, 0 where there were none; `reliable`
       if none is above 0.7;
-    - `refits`: how often parameters were inferred anew (leave future out).
+    - `refits`: how often parameters were inferred anew (leave future out);
+    - `ahead`: how many rows every density is of.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class PredictiveDensity:
     times: np.ndarray
     pareto_k: np.ndarray
     refits: int
+    ahead: int = 1
 
     @property
     def reliable(self) -> bool:
@@ -40,7 +42,8 @@ class PredictiveDensity:
             f"{len(self.pointwise)} rows"
         )
         if self.kind == "leave future out":
-            text += f", {self.refits} fits"
+            together = f", {self.ahead} rows together" if self.ahead > 1 else ""
+            text += f"{together}, {self.refits} fits"
         bad = int((self.pareto_k > RELIABLE).sum())
         if bad:
             text += f"; not reliable: {bad} rows have Pareto k above {RELIABLE}"
@@ -49,13 +52,18 @@ class PredictiveDensity:
 
 
 def estimate(
-    kind: str, pointwise: np.ndarray, times: np.ndarray, pareto_k: np.ndarray, refits: int
+    kind: str,
+    pointwise: np.ndarray,
+    times: np.ndarray,
+    pareto_k: np.ndarray,
+    refits: int,
+    ahead: int = 1,
 ) -> PredictiveDensity:
     """The sum and its error."""
     n = len(pointwise)
     error = float(np.sqrt(n * pointwise.var(ddof=1))) if n > 1 else float("nan")
     return PredictiveDensity(
-        kind, float(pointwise.sum()), error, pointwise, times, pareto_k, refits
+        kind, float(pointwise.sum()), error, pointwise, times, pareto_k, refits, ahead
     )
 
 
@@ -135,7 +143,7 @@ def compare(models: Mapping[str, PredictiveDensity]) -> ModelComparison:
     **Arguments:** `models`: by name, what `leave_future_out` or `one_step_elpd` returned.
 
     **Raises:** `TypeError` for anything else, `ValueError` for fewer than two models and for figures of
-    different kinds or rows.
+    different kinds, rows, or numbers of rows `ahead`.
 
     Reference: Vehtari, Gelman, Gabry 2017, section 5.2; Sivula, Magnusson, Matamoros, Vehtari 2020,
     "Uncertainty in Bayesian leave-one-out cross-validation based model comparison".
@@ -154,6 +162,11 @@ def compare(models: Mapping[str, PredictiveDensity]) -> ModelComparison:
             raise ValueError(
                 f"compare: {name!r} is {one.kind} over {len(one.times)} rows but the first is "
                 f"{first.kind} over {len(first.times)}; expected the same kind and the same rows"
+            )
+        if one.ahead != first.ahead:
+            raise ValueError(
+                f"compare: {name!r} predicts {one.ahead} rows ahead but the first {first.ahead}; expected "
+                "the same `ahead`"
             )
     ordered = sorted(models.items(), key=lambda item: -item[1].elpd)
     best = ordered[0][1].pointwise

@@ -127,11 +127,10 @@ def test_one_step_densities_leave_out_their_own_factor():
     assert found.reliable
 
 
-def density(pointwise, kind="leave future out", k=0.0):
-    n = len(pointwise)
-    return PredictiveDensity(
-        kind, float(np.sum(pointwise)), 1.0, np.asarray(pointwise), np.arange(n), np.full(n, k), 1
-    )
+def density(pointwise, kind="leave future out", k=0.0, ahead=1):
+    n, pointwise = len(pointwise), np.asarray(pointwise)
+    total, k = float(pointwise.sum()), np.full(n, k)
+    return PredictiveDensity(kind, total, 1.0, pointwise, np.arange(n), k, 1, ahead)
 
 
 def test_models_are_compared_row_by_row():
@@ -154,6 +153,11 @@ def test_what_cannot_be_compared_is_an_error():
         ValueError, match="is one step over 5 rows but the first is leave future out"
     ):
         compare({"a": a, "b": density(np.ones(5), "one step")})
+    with pytest.raises(
+        ValueError, match="'b' predicts 2 rows ahead but the first 1; expected the same"
+    ):
+        compare({"a": a, "b": density(np.ones(5), ahead=2)})
+    assert "5 rows, 2 rows together, 1 fits" in str(density(np.ones(5), ahead=2))
     with pytest.raises(ValueError, match="`models` has 1 models"):
         compare({"a": a})
     with pytest.raises(TypeError, match="`models` has float at 'b'"):
