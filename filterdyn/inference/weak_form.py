@@ -62,7 +62,8 @@ def weak_regression(
     - `count`: by default stretches are a tenth of `width` apart, and no more than half as many as rows;
       `order` >= 2.
 
-    **Raises:** `ValueError` for fewer than 8 whole rows, for shapes that disagree and settings out of range.
+    **Raises:** `ValueError` for fewer than 8 whole rows, for shapes that disagree and settings out of range,
+    and without `noise` for a state that never changes.
     """
     order = check_count(_NAME, "order", order)
     if order < 2:
@@ -83,6 +84,13 @@ def weak_regression(
         np.linspace(0.0, span - width, count) if count > 1 else [(span - width) / 2]
     )
     values, slopes = _operators(times, starts, width, order)
+    if noise is None:
+        still = [n for n, x in zip(library.state_names, y.T, strict=True) if np.ptp(x) == 0]
+        if still:
+            raise ValueError(
+                f"{_NAME}: `series` has the same number in all rows of {still}, so that its noise cannot be "
+                "estimated; give `noise`, or leave the state out"
+            )
     covariance = _noise(noise, times, y, repeats)
 
     dtype = jnp.result_type(float)

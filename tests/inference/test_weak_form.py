@@ -222,3 +222,19 @@ def short(**settings):
 def test_what_is_wrong_is_named(error, message, settings):
     with pytest.raises(error, match=message):
         short(**settings)
+
+
+def test_a_state_that_never_changes_needs_its_noise_and_then_has_no_terms():
+    times = np.linspace(0.0, 5.0, 60)
+    x = np.exp(-times) + 1e-3 * np.random.default_rng(0).normal(size=60)
+    series = fd.Series(times, np.column_stack([x, np.full(60, 2.0)]))
+    library = Library(["x", "y"], degree=1)
+    with pytest.raises(ValueError, match=r"same number in all rows of \['y'\], .*; give `noise`"):
+        weak(library, series)
+    # "1" and "y" are the same column twice: either may stand for it, with finite intervals.
+    found = stlsq(weak(library, series, noise=1e-6))
+    np.testing.assert_array_equal(found.coefficients[1], 0.0)
+    np.testing.assert_allclose(found.coefficients[0, 1], -1.0, atol=0.02)
+    assert np.isfinite(found.low).all() and np.isfinite(found.high).all()
+    both = stlsq(weak(library, series, noise=1e-6), threshold=0.0)
+    assert np.isfinite(both.coefficients).all() and np.isfinite(both.high).all()
