@@ -31,7 +31,8 @@ class PathBound(eqx.Module):
       posterior without sampling, NaN with one path). It is the mean of log p(y, path) / q(path), which varies
       little where the posterior is good, and has the expectation of `log_likelihoods` less `kl`;
     - `weighted_value`: log of the mean of p(y, path) / q(path) over n sampled paths, a bound as well, that
-      grows towards log p(y) with n (Burda, Grosse, Salakhutdinov 2016); `None` without sampling;
+      grows towards log p(y) with n (Burda, Grosse, Salakhutdinov 2016); `None` without sampling. Paths that
+      failed count as 0, with which it is still a bound, and is `-inf` only if all failed;
     - `log_likelihoods` (T,): E log p(y_t | x_t), 0 where nothing is observed;
     - `kl_start` (dx,), `kl_moves` (T - 1, dw): divergence from the prior, of the start and of the move
       into each row after the first, split over the units (the independent standard normal numbers that
@@ -41,7 +42,7 @@ class PathBound(eqx.Module):
       units of a move are dx);
     - `mean`, `variance` (T, dx): of the states under the posterior;
     - `converged`: did a `GaussianPath` reach its maximum? (What it has is a bound in any case.)
-    - `status`: of `fd.Status`; a failed bound is `-inf`.
+    - `status`: of `fd.Status`, a failure if any path failed; `value` is `-inf` then.
     """
 
     value: Float[Array, "*S"]
@@ -139,8 +140,9 @@ def _bound(
     shift_errors = terms.shift_moves.var(0) / freedom
     weighted = None
     if posterior.is_random:
-        weighted = jax.nn.logsumexp(terms.log_weight, axis=0) - math.log(number)
-        weighted = jnp.where(fine, weighted, -jnp.inf)
+        # With weight 0 for a path that failed the mean is low, if anything, and its logarithm a bound.
+        counted = jnp.where(statuses == Status.OK, terms.log_weight, -jnp.inf)
+        weighted = jax.nn.logsumexp(counted, axis=0) - math.log(number)
     mean = jax.tree.map(lambda x: x.mean(0), terms._replace(converged=terms.log_weight))
     return PathBound(
         value,

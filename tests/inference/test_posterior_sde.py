@@ -229,6 +229,25 @@ def test_a_failed_path_is_a_status_of_its_series_and_harms_no_gradient():
     assert np.isfinite(gradient)
 
 
+def test_paths_that_failed_count_as_nothing_in_the_weighted_bound():
+    """A drift that no path above a limit can follow: with weight 0 for those, what is left is below the
+    bound of the same paths without the limit, which is below the likelihood."""
+
+    @jax.jit
+    def bound(limit):
+        drift = lambda t, x, u: -a * x + 0 * jnp.sqrt(jnp.where(x < limit, 1.0, -1.0))
+        initial = dist.Normal(jnp.zeros(1), jnp.sqrt(P0)).to_event(1)
+        seen = fd.LinearObservation([[1.0]], [[R]])
+        model = fd.StateSpaceModel(initial, fd.SDE(drift, s, substeps=8), seen)
+        found = path_elbo(model, series, optimal, key=jr.key(1), num_samples=200)
+        return found.value, found.weighted_value, found.status
+
+    (_, whole, fine), (value, some, failed), (_, none, _) = map(bound, (jnp.inf, 1.0, -jnp.inf))
+    assert (fine, failed) == (fd.Status.OK, fd.Status.MODEL_NOT_FINITE)
+    assert value == none == -jnp.inf
+    assert float(whole) - 5 < float(some) < float(whole)
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_svi_finds_path_and_parameter_together():
