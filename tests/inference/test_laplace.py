@@ -10,7 +10,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from oracles.straight_line import data, model, posterior
+from oracles.straight_line import data, model, posterior, predictive_mean
 
 import filterdyn as fd
 
@@ -41,6 +41,17 @@ def test_draws_have_the_moments_of_the_posterior(found):
     np.testing.assert_allclose(draws.std(0), np.sqrt(np.diag(cov)), rtol=5 / np.sqrt(8000))
     np.testing.assert_allclose(found.samples["sum"], draws.sum(1), rtol=1e-10)
     np.testing.assert_allclose(found.mode["sum"], mean.sum(), atol=1e-6)
+
+
+def test_draws_become_a_datatree_with_the_exact_predictive_mean(found):
+    draws, y = {name: x[:400] for name, x in found.samples.items()}, data()
+    tree = fd.to_datatree(draws, model, y)
+    assert tree["posterior"]["b"].shape == (1, 400, 2)
+    assert tree["log_likelihood"]["y"].shape == (1, 400, 13)
+    np.testing.assert_array_equal(tree["observed_data"]["y"], y)
+    replicated = tree["posterior_predictive"]["y"].values[0, :, :, 0]
+    expected = predictive_mean(posterior(y)[0])
+    assert (np.abs(replicated.mean(0) - expected) < 5 * replicated.std(0) / 20).all()
 
 
 def test_prior_share_is_that_of_the_exact_covariances(found):

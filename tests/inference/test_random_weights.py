@@ -173,3 +173,75 @@ def test_variational_inference_over_all_weights_raises_the_bound_and_predicts(gu
     replicated = Predictive(decay, samples)(jr.key(2), TIMES)["y"]
     assert replicated.shape == (40, 30, 1)
     assert np.abs(replicated.mean(0) - record).mean() < 0.3
+
+
+# A network of one hidden unit in front of a sensor, v tanh(w u + b) + c, with all four weights random.
+ONE = fd.fields.MLP(1, key=jr.key(0), width=1, depth=1)
+FORCES = np.linspace(-2.0, 2.0, 9)
+DRIFT, LEVEL, SENSOR = 0.8, 0.04, 0.01
+
+
+def bent(y=None):
+    net = random_weights("net", ONE, 1.5)
+    moves = fd.StateSpaceModel(
+        dist.Normal(jnp.zeros(1), 0.3).to_event(1),
+        fd.LinearTransition([[DRIFT]], [[LEVEL]]),
+        fd.GaussianObservation(lambda t, x, u: x + net(t, u, None), [[SENSOR]]),
+    )
+    series = fd.ObservedSeries(
+        moves, np.arange(9.0), FORCES[:, None], filter=fd.ExtendedKalmanFilter()
+    )
+    numpyro.sample("y", series, obs=y)
+
+
+def by_quadrature(y, at, sd=1.5):
+    """Mean and variance of the network at `at`: given w and b, on a grid, y is linear and Gaussian in v and
+    c with the noise of a random level, and so is the network."""
+    k = np.arange(9)
+    start = DRIFT ** (k[:, None] + k) * (0.09 - LEVEL / (1 - DRIFT**2))
+    noise = start + LEVEL / (1 - DRIFT**2) * DRIFT ** np.abs(k[:, None] - k) + SENSOR * np.eye(9)
+    w, b = (x.ravel() for x in np.meshgrid(*[np.linspace(-7.5, 7.5, 241)] * 2))
+    hidden = lambda u: np.tanh(w[:, None] * u + b[:, None])
+    design = np.stack([hidden(FORCES), np.ones((len(w), 9))], 2)
+    there = np.stack([hidden(at), np.ones((len(w), len(at)))], 2)
+    precision = np.eye(2) / sd**2 + np.swapaxes(design, 1, 2) @ np.linalg.solve(noise, design)
+    cov = np.linalg.inv(precision)
+    of_data = np.swapaxes(design, 1, 2) @ np.linalg.solve(noise, y)
+    mean = np.einsum("nij,nj->ni", cov, of_data)
+    log_w = 0.5 * np.einsum("ni,ni->n", of_data, mean) - 0.5 * np.linalg.slogdet(precision)[1]
+    log_w -= 0.5 * (w**2 + b**2) / sd**2
+    weight = np.exp(log_w - log_w.max())
+    weight /= weight.sum()
+    means = np.einsum("nai,ni->na", there, mean)
+    variances = np.einsum("nai,nij,naj->na", there, cov, there)
+    first = weight @ means
+    return first, weight @ (variances + means**2) - first**2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not jax.config.jax_enable_x64, reason="compared with float64 quadrature")
+def test_nuts_over_all_weights_of_a_network_has_the_posterior_of_quadrature():
+    """The sign of the hidden unit is free, so what is compared is the network, at three inputs: mean and
+    square within 4 Monte Carlo standard errors of 4 chains."""
+    rng, level, y = np.random.default_rng(0), 0.2, []
+    for u in FORCES:
+        y.append(level + np.tanh(1.5 * u + 0.5) + 0.1 * rng.normal())
+        level = DRIFT * level + 0.2 * rng.normal()
+    y, at = np.array(y), np.array([-1.7, 0.3, 2.5])
+    mcmc = MCMC(
+        NUTS(bent, target_accept_prob=0.9),
+        num_warmup=500,
+        num_samples=1000,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jr.key(0), y[:, None])
+    draws = mcmc.get_samples(group_by_chain=True)
+    one = lambda draw: jax.vmap(lambda u: with_weights("net", ONE, draw)(0.0, u[None], None)[0])(at)
+    found = np.asarray(jax.vmap(jax.vmap(one))(draws))
+    for k, (mean, variance) in enumerate(np.transpose(by_quadrature(y, at))):
+        for values, exact in ((found[..., k], mean), ((found[..., k] - mean) ** 2, variance)):
+            effective = numpyro.diagnostics.effective_sample_size(values)
+            assert effective > 200
+            assert abs(values.mean() - exact) < 4 * values.std() / np.sqrt(effective)

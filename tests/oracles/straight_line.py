@@ -62,3 +62,12 @@ def posterior(y):
         + len(y) * np.log(2 * np.pi)
     )
     return MEAN + gain @ error, COV - gain @ design @ COV, evidence
+
+
+def predictive_mean(parameters):
+    """The mean of every row at a mean of (b, d), in which it is linear."""
+    x, rows = 0.0, []
+    for u in INPUTS:
+        rows.append(x + parameters[2])
+        x = DECAY * x + u @ parameters[:2]
+    return np.array(rows)
