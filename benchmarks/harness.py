@@ -150,12 +150,24 @@ def ratio(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a / b
 
 
-def write_section(name: str, text: str) -> None:
-    """Replace what stands between the markers of this section in RESULTS.md."""
+def _parts(name: str) -> tuple[str, str, str]:
+    """RESULTS.md before this section's first marker, between the two, and after the second."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     whole = RESULTS.read_text()
     if begin not in whole or end not in whole:
         raise ValueError(f"{RESULTS} has no markers {begin} and {end}")
     before, rest = whole.split(begin)
-    after = rest.split(end)[1]
+    inside, after = rest.split(end)
+    return before, inside.strip(), after
+
+
+def read_section(name: str) -> str:
+    """What stands between the markers of this section in RESULTS.md."""
+    return _parts(name)[1]
+
+
+def write_section(name: str, text: str) -> None:
+    """Replace what stands between the markers of this section in RESULTS.md."""
+    before, _, after = _parts(name)
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     RESULTS.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}")
