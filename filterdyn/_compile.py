@@ -1,4 +1,4 @@
-"""Compiling the verbs: once per structure and shape on concrete arrays, inline under a trace."""
+"""Compiling the verbs: once per structure and shape, inline where something that is compiled calls them."""
 
 import warnings
 from collections import Counter
@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
 from filterdyn._callables import Held
@@ -20,6 +21,12 @@ _warned: set[Any] = set()
 def inside_a_trace() -> bool:
     """Is JAX tracing (jit, grad, vmap, ...) right now?"""
     return get_opaque_trace_state() != _CLEAN
+
+
+def inside_a_program() -> bool:
+    """Is what is computed now staged out into a program (under jit, scan, ...)? Under grad and vmap
+    alone it is not, but done at once, operation by operation."""
+    return inside_a_trace() and isinstance(jnp.zeros(1), jax.core.Tracer)
 
 
 def _named(x: Any) -> Any:
@@ -71,7 +78,7 @@ def compiled(verb: str, function: Callable[..., Any]) -> Callable[..., Any]:
     jitted = eqx.filter_jit(traced)
 
     def call(*args: Any) -> Any:
-        if inside_a_trace():
+        if inside_a_program():
             return function(*args)
         notes.clear()
         result = jitted(*args)

@@ -584,6 +584,47 @@ def test_filters_with_other_settings_are_no_reason_to_warn():
             fd.log_likelihood(one, data, fd.ExtendedKalmanFilter(iterations=iterations))
 
 
+def test_a_gradient_outside_of_jit_is_compiled_once():
+    data, calls = fd.Series([0, 1, 2], [1.0, 2.0, 0.5]), []
+
+    def seen(t, x, u):
+        calls.append(x)
+        return 2.0 * x
+
+    def log_likelihood(a):
+        model = fd.StateSpaceModel(
+            dist.Normal(jnp.zeros(1), 1.0).to_event(1),
+            fd.LinearTransition(a * jnp.eye(1), jnp.eye(1)),
+            fd.GaussianObservation(seen, 0.1),
+        )
+        return fd.log_likelihood(model, data, fd.ExtendedKalmanFilter())
+
+    compiled = jax.jit(jax.grad(log_likelihood))
+    want = [compiled(a) for a in (0.9, 0.5)]
+    gradient, before = jax.grad(log_likelihood)(0.9), len(calls)
+    # Of the second nothing is traced again but the check that the shapes agree.
+    again, shapes = jax.grad(log_likelihood)(0.5), len(calls) - before
+    np.testing.assert_allclose([gradient, again], want, rtol=1e-10)
+    assert shapes <= 1 < before
+
+
+def test_an_observation_closed_over_what_is_differentiated_is_never_an_old_one():
+    data = fd.Series([0, 1, 2], [1.0, 2.0, 0.5])
+
+    def log_likelihood(a):
+        model = fd.StateSpaceModel(
+            dist.Normal(jnp.zeros(1), 1.0).to_event(1),
+            fd.LinearTransition(np.eye(1), np.eye(1)),
+            fd.GaussianObservation(lambda t, x, u: a * x, 0.1),
+        )
+        return fd.log_likelihood(model, data, fd.ExtendedKalmanFilter())
+
+    points = jnp.array([0.9, 0.5])
+    want = jax.jit(jax.vmap(jax.grad(log_likelihood)))(points)
+    np.testing.assert_allclose(jax.vmap(jax.grad(log_likelihood))(points), want, rtol=1e-10)
+    np.testing.assert_allclose(jax.grad(log_likelihood)(points[1]), want[1], rtol=1e-10)
+
+
 def test_every_dynamics_class_is_a_valid_argument_of_jit():
     """Functions, solvers and controllers inside a model are static."""
     dynamics = [
