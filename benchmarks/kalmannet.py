@@ -442,7 +442,7 @@ def pick_angles(model):
 
 def noise_unknown(quick, seeds):
     """Lorenz with the right equations, and a noise model that is wrong in both covariances."""
-    train_count, test_count, steps = (30, 6, 8) if quick else (1000, 200, 800)
+    train_count, test_count, steps = (30, 6, 8) if quick else (1000, 200, 1600)
     times = np.arange(101.0)
     truth, nominal = lorenz(0.01, 1.0), lorenz(1.0, 0.1)
     _, series = simulated(truth, times, train_count, 5)
