@@ -37,7 +37,8 @@ class IteratedFiltering(eqx.Module):
     - `swarm`: by name, (N, ...), the last draws, whose spread is that of the perturbations and no
       uncertainty;
     - `path`: by name, (iterations + 1, ...), the mean of the swarm at the start and after every pass;
-    - `log_likelihoods` (iterations,): of the perturbed model, which approaches the other from below;
+    - `log_likelihoods` (iterations,): of the perturbed model, an estimate in every pass, on its way to that
+      of the model itself as steps shrink (from below, where the data want parameters that stay);
     - `status`: an integer of `Status`, the first failure of any pass.
     """
 

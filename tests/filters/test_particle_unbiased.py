@@ -5,6 +5,8 @@ standard errors: false alarms 6e-5 each.
 """
 
 import json
+import os
+import re
 from pathlib import Path
 
 import diffrax
@@ -71,6 +73,37 @@ def volatility():
 def test_stochastic_volatility(volatility, filter):
     model, series, exact = volatility
     assert_unbiased(runs(model, series, filter), exact)
+
+
+@slow
+def test_daily_returns_of_a_currency_against_a_grid():
+    """750 returns of the pound in dollars: log-likelihood and filtered means at three parameters, against
+    grids of the state of 201 to 801 points; 40 runs, means within 4.5 standard errors."""
+    path = Path(os.environ.get("FILTERDYN_DATA", "")) / "series/GBP_vs_USD_9798.txt"
+    if not path.exists():
+        pytest.skip("FILTERDYN_DATA does not name a folder with the original files")
+    rates = re.findall(r"^\d{7} \S+ \S+ (\S+)$", path.read_text(), re.MULTILINE)
+    y = 100 * np.diff(np.log(np.array(rates, float)))
+    series = fd.Series(np.arange(750.0), y)
+
+    @jax.jit
+    def run(parameters, key):
+        mu, rho, sigma = parameters
+        model = fd.StateSpaceModel(
+            dist.Normal(mu, sigma / jnp.sqrt(1 - rho**2)).expand([1]).to_event(1),
+            fd.Transition(lambda t, x, u: dist.Normal(mu + rho * (x - mu), sigma).to_event(1)),
+            fd.Observation(lambda t, x, u: dist.Normal(0.0, jnp.exp(x / 2)).to_event(1)),
+        )
+        found = fd.filter(model, series, fd.ParticleFilter(600), key=key)
+        return found.log_likelihood, found.mean[jnp.array([0, 10, 100, 749]), 0]
+
+    for case in json.loads((REFERENCE / "sv_pointmass.json").read_text())["values"]:
+        parameters = jnp.array([case["mu"], case["rho"], case["sigma"]])
+        found = [run(parameters, key) for key in jr.split(jr.key(0), 40)]
+        ratio = np.exp(np.array([x[0] for x in found]) - case["loglik_G201_401_801"][1])
+        assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(40)
+        off = np.array([x[1] for x in found]) - case["filter_mean_t0_10_100_last"]
+        assert (np.abs(off.mean(0)) < 4.5 * off.std(0) / np.sqrt(40)).all()
 
 
 @slow

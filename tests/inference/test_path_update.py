@@ -61,15 +61,20 @@ def known():
     return w @ grid, w @ means
 
 
-@pytest.mark.slow
-def test_parameters_and_paths_are_those_of_the_exact_posterior(known):
+@pytest.fixture(scope="module")
+def mcmc():
     mcmc = MCMC(
         HMCGibbs(NUTS(model), UPDATE, ["x"]),
         num_warmup=300,
         num_samples=3000,
         progress_bar=False,
     )
-    mcmc.run(jr.key(0), TIMES, Y)
+    mcmc.run(jr.key(0), TIMES, Y, extra_fields=("hmc_state.diverging",))
+    return mcmc
+
+
+@pytest.mark.slow
+def test_parameters_and_paths_are_those_of_the_exact_posterior(mcmc, known):
     draws = mcmc.get_samples()
     for x, exact in (
         (np.log(draws["variance"]), known[0]),
@@ -78,6 +83,19 @@ def test_parameters_and_paths_are_those_of_the_exact_posterior(known):
         x = np.asarray(x)
         error = x.std() / np.sqrt(effective_sample_size(x[None]))
         assert abs(x.mean() - exact) < 4 * error
+
+
+@pytest.mark.slow
+def test_a_run_becomes_a_datatree(mcmc):
+    """Rows given the path of their draw: log N(y | x, 0.49)."""
+    tree = fd.to_datatree(mcmc, model, TIMES, Y)
+    assert tree["posterior"]["x"].shape == (1, 3000, 10, 1)
+    assert tree["posterior_predictive"]["y"].shape == (1, 3000, 10, 1)
+    assert "diverging" in tree["sample_stats"]
+    seen = ~np.isnan(Y[:, 0])
+    error = Y[seen, 0] - tree["posterior"]["x"].values[..., seen, 0]
+    expected = -0.5 * error**2 / 0.49 - 0.5 * np.log(2 * np.pi * 0.49)
+    np.testing.assert_allclose(tree["log_likelihood"]["y"], expected, atol=1e-8)
 
 
 def test_other_sites_are_refused_by_name():
