@@ -129,7 +129,7 @@ def test_windows_have_the_loss_of_the_record_in_the_mean():
     windows = windows_of(parts, 12)
     each = jax.vmap(
         lambda start: OBJECTIVES["likelihood"](
-            model, windows.at(start, 12), plan, EKF, None, Setting(4, 1, None)
+            Run(model, windows.at(start, 12), plan, EKF, None, Setting(4, 1, None))
         )
     )(windows.starts)
     expected = each.total.sum() / each.number.sum()
@@ -144,7 +144,8 @@ def test_a_truncated_gradient_is_that_of_beliefs_that_are_known_at_every_cut():
     def loss(rate, truncation):
         candidate = eqx.tree_at(lambda m: m.dynamics.fn.arrays[0], model, rate)
         setting = Setting(0, 1, truncation)
-        return OBJECTIVES["likelihood"](candidate, parts[0], plan, EKF, None, setting).total
+        run = Run(candidate, parts[0], plan, EKF, None, setting)
+        return OBJECTIVES["likelihood"](run).total
 
     value, slope = jax.value_and_grad(loss)(jnp.asarray(0.7), 4)
     np.testing.assert_allclose(value, loss(jnp.asarray(0.7), None), rtol=1e-12)
@@ -293,7 +294,7 @@ def test_a_window_of_irregular_times_takes_the_steps_that_its_gaps_need():
     parts, plan = lay_out(model, [series[:15], series[15:]], None)
     windows = windows_of(parts, 10)
     score = OBJECTIVES["likelihood"](
-        model, windows.at(jnp.int32(20), 10), plan, EKF, None, Setting(0, 1, None)
+        Run(model, windows.at(jnp.int32(20), 10), plan, EKF, None, Setting(0, 1, None))
     )
     expected = -fd.log_likelihood(model, series[20:30], EKF)
     np.testing.assert_allclose(score.total, expected, rtol=1e-10)
