@@ -22,10 +22,8 @@ class LazyPackage(ModuleType):
     _offered: dict[str, tuple[str, str]]
 
     def __getattr__(self, name: str) -> Any:
-        # (Looked up without coming back here, should it not be there.)
-        offered = self.__dict__.get("_offered", {})
-        if name in offered:
-            source, there = offered[name]
+        if name in self._offered:
+            source, there = self._offered[name]
             value = _found(source, there)
         elif name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
