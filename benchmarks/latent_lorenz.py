@@ -33,6 +33,7 @@ from harness import Aim, aims, surroundings, table, write_section
 
 import filterdyn as fd
 from filterdyn.inference import PathEncoder, PosteriorSDE, VariationalSeries, path_elbo
+from filterdyn.inference.posterior_sde import mean_and_factor
 
 PACKAGES = ("filterdyn", "jax", "jaxlib", "numpy", "equinox", "optax")
 LATENT, MEASURED, WIDTH, SIZE = 4, 0.01, 64, 16
@@ -135,12 +136,6 @@ class Latent(eqx.Module):
         )
 
 
-def mean_and_factor(numbers):
-    """Of the latent noises; zeros make 0 and I."""
-    mean, scale, below = jnp.split(numbers, [LATENT, 2 * LATENT])
-    return mean, jnp.diag(jnp.exp(scale)).at[jnp.tril_indices(LATENT, -1)].set(below)
-
-
 class Context(eqx.Module):
     """The measurements of a row, and what an encoder knows of it and of later ones."""
 
@@ -160,7 +155,7 @@ class Start(eqx.Module):
         self.last = jax.tree.map(jnp.zeros_like, last)
 
     def __call__(self, context):
-        return mean_and_factor(self.last(context))
+        return mean_and_factor(self.last(context), LATENT)
 
 
 def inverse(a):
@@ -190,7 +185,7 @@ class Bridge(eqx.Module):
         back = inverse(covariance) @ gain.T
         spread = jnp.linalg.cholesky(jnp.eye(LATENT) - STEP * gain @ back)
         seen_by_network = jnp.concatenate([x, error, context])
-        shift, own = mean_and_factor(self.network(t, seen_by_network))
+        shift, own = mean_and_factor(self.network(t, seen_by_network), LATENT)
         return back.T @ error + spread @ shift / STEP**0.5, spread @ own
 
 

@@ -1,5 +1,6 @@
 """Eager checks of arguments, with messages that name the argument, what came and what was expected."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -127,14 +128,25 @@ def check_count(owner: str, name: str, value: Any) -> int:
     return int(value)
 
 
+def check_between(owner: str, name: str, value: Any, low: float, high: float) -> float:
+    """`value` as a float in the open interval from `low` to `high`."""
+    return _in_interval(owner, name, value, f"({low:g}, {high:g})", lambda x: low < x < high)
+
+
 def check_fraction(owner: str, name: str, value: Any) -> float:
-    """`value` as a float, which must be in [0, 1]."""
+    """`value` as a float in [0, 1]."""
+    return _in_interval(owner, name, value, "[0, 1]", lambda x: 0 <= x <= 1)
+
+
+def _in_interval(
+    owner: str, name: str, value: Any, interval: str, holds: Callable[[float], bool]
+) -> float:
     try:
-        fine = not isinstance(value, bool) and 0 <= float(value) <= 1
+        fine = not isinstance(value, bool) and holds(float(value))
     except (TypeError, ValueError):
         fine = False
     if not fine:
-        raise ValueError(f"{owner}: `{name}` is {value!r}; expected a number in [0, 1]")
+        raise ValueError(f"{owner}: `{name}` is {value!r}; expected a number in {interval}")
     return float(value)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.nn import logsumexp
 from jaxtyping import Array, Float, Int
 
-from filterdyn._checks import check_count, check_key
+from filterdyn._checks import check_between, check_count, check_key
 from filterdyn.dynamics import Interval
 from filterdyn.filters.particle_weights import measurement_log_weights, normalize
 from filterdyn.filters.sampling import Measurement
@@ -20,7 +20,7 @@ from filterdyn.inference.one_series import OneSeries, one_series
 from filterdyn.inference.particle_likelihood import estimate
 from filterdyn.inference.unconstrained import Call, Point, constrained, start_point, unconstrained
 from filterdyn.resampling import Systematic
-from filterdyn.resampling.base import equal_log_weights, with_option
+from filterdyn.resampling.base import equal_log_weights
 from filterdyn.status import Status
 
 _NAME = "iterated_filtering"
@@ -102,7 +102,7 @@ def iterated_filtering(
         check_count(_NAME, "iterations", iterations),
     )
     replicates = check_count(_NAME, "replicates", replicates)
-    cooling = with_option(_NAME, "cooling", cooling, 0, 1)
+    cooling = check_between(_NAME, "cooling", cooling, 0, 1)
     check_key(_NAME, key)
     call = Call(model, args, kwargs)
     prior = lambda key: start_point(_NAME, call, key, lambda site: None)

@@ -1,9 +1,7 @@
 """A state-space model as a NumPyro distribution over whole series."""
 
-from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,25 +86,10 @@ class ObservedSeries(SeriesDistribution):
         self.key = key
         self.t0 = t0
         self.u0 = u0
-        u = None if self.series.inputs is None else self.series.inputs[..., 0, :]
-        dy = self._look(model, u, many)
+        dy = self._dy(filter.check)
         super().__init__(
             batch_shape, (self.series.times.shape[-1], dy), validate_args=validate_args
         )
-
-    def _look(self, model: StateSpaceModel, u: Any, many: bool) -> int:
-        """Number of observed quantities; the filter checks the model on the way."""
-
-        def one(model: StateSpaceModel, u: Any) -> Array:
-            self.filter.check(model)
-            return jnp.zeros(model.dy(jnp.zeros((), model.dtype()), u))
-
-        look: Callable[..., Any] = one
-        for _ in model.batch_shape:
-            look = eqx.filter_vmap(look, in_axes=(eqx.if_array(0), None))
-        if many:
-            u = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[0], u)
-        return int(eqx.filter_eval_shape(look, model, u).shape[-1])
 
     def _value(self, value: Any) -> Float[Array, "n *S T dy"]:
         return series_value(_NAME, value, self.batch_shape, self.event_shape)

@@ -235,7 +235,7 @@ def _zero(linear: eqx.nn.Linear) -> eqx.nn.Linear:
     return eqx.tree_at(both, linear, jax.tree.map(jnp.zeros_like, both(linear)))
 
 
-def _mean_and_factor(numbers: Float[Array, " _"], n: int) -> tuple[Array, Array]:
+def mean_and_factor(numbers: Float[Array, " _"], n: int) -> tuple[Array, Array]:
     """A vector of n and a triangular factor from n + n (n + 1) / 2 numbers; zeros make 0 and I."""
     m, scale, below = jnp.split(numbers, [n, 2 * n])
     return m, jnp.diag(jnp.exp(scale)).at[jnp.tril_indices(n, -1)].set(below)
@@ -261,7 +261,7 @@ class _Control(eqx.Module):
     def __call__(self, t: Any, x: Float[Array, " dx"], context: Float[Array, " _"]) -> Any:
         seen = jnp.concatenate([x, context])
         numbers = self.network(seen) + self.linear(seen)
-        return _mean_and_factor(numbers, self.dw) if self.spread else numbers
+        return mean_and_factor(numbers, self.dw) if self.spread else numbers
 
 
 class _Start(eqx.Module):
@@ -275,7 +275,7 @@ class _Start(eqx.Module):
         self.dx = dx
 
     def __call__(self, context: Float[Array, " size"]) -> tuple[Array, Array]:
-        return _mean_and_factor(self.last(context), self.dx)
+        return mean_and_factor(self.last(context), self.dx)
 
 
 def _networks(

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.nn import logsumexp
 from jaxtyping import Array, Float, Int
 
-from filterdyn._checks import check_count, check_key
+from filterdyn._checks import check_between, check_count, check_key
 from filterdyn.filters.particle_weights import effective_sample_size
 from filterdyn.filters.sampling_scan import SamplingState
 from filterdyn.filters.scan import select
@@ -19,7 +19,6 @@ from filterdyn.inference.one_series import OneSeries, one_series
 from filterdyn.inference.random_walk import BEST, factor
 from filterdyn.inference.unconstrained import Call, constrained, start_point
 from filterdyn.resampling import Systematic
-from filterdyn.resampling.base import with_option
 
 _NAME = "sequential_posterior"
 #: Moves end where so few parameters have not moved at all.
@@ -133,8 +132,8 @@ def sequential_posterior(
     """
     size, moves = check_count(_NAME, "size", size), check_count(_NAME, "moves", moves)
     max_particles = check_count(_NAME, "max_particles", max_particles)
-    ess_threshold = with_option(_NAME, "ess_threshold", ess_threshold, 0, 1)
-    min_acceptance = with_option(_NAME, "min_acceptance", min_acceptance, 0, 1)
+    ess_threshold = check_between(_NAME, "ess_threshold", ess_threshold, 0, 1)
+    min_acceptance = check_between(_NAME, "min_acceptance", min_acceptance, 0, 1)
     check_key(_NAME, key)
     call = Call(model, args, kwargs)
     prior = lambda key: start_point(_NAME, call, key, lambda site: None)

@@ -1,11 +1,14 @@
 """What distributions over the series of a state-space model share: their support, and simulation."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from filterdyn._compile import compiled
@@ -37,9 +40,24 @@ class SeriesDistribution(dist.Distribution):
         """What the observation distribution supports, entry by entry; NaN is missing."""
         if self.model.batch_shape != ():
             return SeriesSupport(constraints.real)
+        return series_support(self.model, self._first_input())
+
+    def _first_input(self) -> Float[Array, " du"] | None:
         inputs = self.series.inputs
-        u = None if inputs is None else inputs.reshape(-1, inputs.shape[-1])[0]
-        return series_support(self.model, u)
+        return None if inputs is None else inputs.reshape(-1, inputs.shape[-1])[0]
+
+    def _dy(self, check: Callable[[StateSpaceModel], None]) -> int:
+        """Number of observed quantities; `check` sees the model, or one of a batch, on the way."""
+        u = self._first_input()
+
+        def one(model: StateSpaceModel) -> Array:
+            check(model)
+            return jnp.zeros(model.dy(jnp.zeros((), model.dtype()), u))
+
+        look: Any = one
+        for _ in self.model.batch_shape:
+            look = eqx.filter_vmap(look)
+        return int(eqx.filter_eval_shape(look, self.model).shape[-1])
 
     def _rows(self, *others: Any) -> tuple[Row, Plan]:
         dtype = self.model.dtype(*others)

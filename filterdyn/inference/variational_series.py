@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,17 +87,7 @@ class VariationalSeries(SeriesDistribution):
         self.num_samples = check_count(_NAME, "num_samples", num_samples)
         if not posterior.is_random:
             self.num_samples = 1
-        given = self.series.inputs
-        u = None if given is None else given.reshape(-1, given.shape[-1])[0]
-
-        def look(model: StateSpaceModel) -> Array:
-            posterior.check_prior(model)
-            return jnp.zeros(model.dy(jnp.zeros((), model.dtype()), u))
-
-        each: Any = look
-        for _ in model.batch_shape:
-            each = eqx.filter_vmap(each)
-        dy = int(eqx.filter_eval_shape(each, model).shape[-1])
+        dy = self._dy(posterior.check_prior)
         super().__init__(
             batch_shape, (self.series.times.shape[-1], dy), validate_args=validate_args
         )

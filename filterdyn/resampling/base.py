@@ -76,12 +76,3 @@ def equal_log_weights(positions: Float[Array, "N dx"]) -> Float[Array, " N"]:
     """- log N for each particle."""
     n = len(positions)
     return jnp.full(n, -math.log(n), positions.dtype)
-
-
-def with_option(owner: str, name: str, value: Any, low: float, high: float) -> float:
-    """`value` as a float in the open interval from `low` to `high`."""
-    if isinstance(value, bool) or not low < float(value) < high:
-        raise ValueError(
-            f"{owner}: `{name}` is {value!r}; expected a number in ({low:g}, {high:g})"
-        )
-    return float(value)

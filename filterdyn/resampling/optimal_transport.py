@@ -10,13 +10,12 @@ from jax.lax import stop_gradient
 from jax.nn import logsumexp
 from jaxtyping import Array, Float, Int
 
-from filterdyn._checks import check_count
+from filterdyn._checks import check_between, check_count
 from filterdyn.linalg import with_derivative_of
 from filterdyn.resampling.base import (
     AbstractTransport,
     equal_log_weights,
     normalized,
-    with_option,
 )
 
 
@@ -55,9 +54,9 @@ class OptimalTransport(AbstractTransport):
         **Raises:** `ValueError` for numbers out of range.
         """
         owner = "OptimalTransport"
-        self.epsilon = with_option(owner, "epsilon", epsilon, 0.0, math.inf)
-        self.scaling = with_option(owner, "scaling", scaling, 0.0, 1.0)
-        self.threshold = with_option(owner, "threshold", threshold, 0.0, math.inf)
+        self.epsilon = check_between(owner, "epsilon", epsilon, 0.0, math.inf)
+        self.scaling = check_between(owner, "scaling", scaling, 0.0, 1.0)
+        self.threshold = check_between(owner, "threshold", threshold, 0.0, math.inf)
         self.max_iterations = check_count(owner, "max_iterations", max_iterations)
 
     def transport(

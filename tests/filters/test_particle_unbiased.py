@@ -39,19 +39,22 @@ def assert_unbiased(log_likelihoods, exact):
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(ratio))
 
 
+def stochastic_volatility(mu, phi, s):
+    return fd.StateSpaceModel(
+        dist.Normal(mu, s / jnp.sqrt(1 - phi**2)).expand([1]).to_event(1),
+        fd.Transition(lambda t, x, u: dist.Normal(mu + phi * (x - mu), s).to_event(1)),
+        fd.Observation(lambda t, x, u: dist.Normal(0.0, jnp.exp(x / 2)).to_event(1)),
+    )
+
+
 @pytest.fixture(scope="module")
 def volatility():
     """The first 30 rows of a stochastic volatility series, with their exact log-likelihood."""
     case = json.loads((REFERENCE / "C02_stochastic_volatility.json").read_text())
     p, rows = case["problem"], 30
     mu, phi, s = p["mu"], p["phi"], p["s"]
-    model = fd.StateSpaceModel(
-        dist.Normal(mu, s / np.sqrt(1 - phi**2)).expand([1]).to_event(1),
-        fd.Transition(lambda t, x, u: dist.Normal(mu + phi * (x - mu), s).to_event(1)),
-        fd.Observation(lambda t, x, u: dist.Normal(0.0, jnp.exp(x / 2)).to_event(1)),
-    )
     series = fd.Series(np.arange(float(rows)), p["y"][:rows])
-    return model, series, sum(case["exact"]["loglik_terms"][:rows])
+    return stochastic_volatility(mu, phi, s), series, sum(case["exact"]["loglik_terms"][:rows])
 
 
 @pytest.mark.parametrize(
@@ -88,12 +91,7 @@ def test_daily_returns_of_a_currency_against_a_grid():
 
     @jax.jit
     def run(parameters, key):
-        mu, rho, sigma = parameters
-        model = fd.StateSpaceModel(
-            dist.Normal(mu, sigma / jnp.sqrt(1 - rho**2)).expand([1]).to_event(1),
-            fd.Transition(lambda t, x, u: dist.Normal(mu + rho * (x - mu), sigma).to_event(1)),
-            fd.Observation(lambda t, x, u: dist.Normal(0.0, jnp.exp(x / 2)).to_event(1)),
-        )
+        model = stochastic_volatility(*parameters)
         found = fd.filter(model, series, fd.ParticleFilter(600), key=key)
         return found.log_likelihood, found.mean[jnp.array([0, 10, 100, 749]), 0]
 
